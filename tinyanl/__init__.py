@@ -1,1 +1,1 @@
-"""tinyanl: transferring pretrained diffusion models with Attention-NonLinear modules. Start reading at anl.py or train.py."""
+"""tinyanl: transfer a pretrained diffusion model with Attention-NonLinear modules. Start at anl.py or train.py."""

@@ -1,0 +1,91 @@
+"""Draw pictures from a trained run: like given pictures, from words, or unconditionally.
+
+    python -m tinyanl.sample --run runs/flowers --like photo.png --mask-rate 0.3 --n 16
+    python -m tinyanl.sample --run runs/flowers --text "a red rose" "a white daisy"
+"""
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from .data import describe, scan
+from .masking import guided, mask_condition
+from .models import Run, embed_texts, encode, load_run
+from .schedule import ddim, ldm_alpha_bar
+
+
+@torch.no_grad()
+def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50, seed: int = 0,
+           eta: float = 1.0, batch: int = 32) -> Tensor:
+    """Conditions (B D) -> pictures (B 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros is unconditional.
+
+    eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps of training on
+    flowers, CLIP called 86 % of the samples flowers, and 66 % with eta 0. Noise and masks come from a CPU generator, so
+    the same seed, n and batch give the same pictures on every device, to rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
+    cond = mask_condition(cond, mask_rate, generator)
+    pictures = []
+    chunks = list(zip(noise.split(batch), cond.split(batch)))
+    with tqdm(total=len(chunks) * steps, desc="sampling", leave=False, delay=2) as bar:
+        for z, c in chunks:
+            model = guided(run.bind, c, torch.zeros_like(c[:1]), guidance)
+            for _, z, _ in ddim(model, z.to(run.base.device), ldm_alpha_bar(), steps, eta, generator):
+                bar.update()
+            pictures.append(run.base.autoencoder.decode(z).clamp(-1, 1).cpu())
+    return torch.cat(pictures)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] -> 0 ... 255, rounded."""
+    return ((x + 1) * 127.5).round().to(torch.uint8)
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--like", type=Path, help="picture, or folder of pictures used in turn")
+    what.add_argument("--text", nargs="+", help="prompts, used in turn; neither --like nor --text: unconditional")
+    p.add_argument("--mask-rate", type=float, default=0.0, help="hidden share of the condition, 0 to 1 (default 0)")
+    p.add_argument("--guidance", type=float, default=1.0, help="1: none; more exaggerates the condition (default 1)")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default 50)")
+    p.add_argument("--n", type=int, default=16, help="pictures (default 16)")
+    p.add_argument("--seed", type=int, default=0, help="(default 0)")
+    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn)")
+    args = p.parse_args(argv)
+    try:
+        out = args.out or args.run / "drawn"
+        if args.n < 1:
+            raise ValueError(f"--n {args.n}: at least 1")
+        run = load_run(args.run, args.weights, args.device)
+        if args.like:
+            folder = scan(args.like, run.base.size)
+            print(f"like: {describe(folder)}")
+            cond = run.condition(encode(run.base, [picture.path for picture in folder.pictures[: args.n]])[1][:, 0])
+        elif args.text:
+            cond = run.condition(embed_texts(run.base, args.text[: args.n]), text=True)
+        else:
+            cond = torch.zeros(1, run.base.clip.dim, device=run.base.device)
+        cond = cond[torch.arange(args.n) % len(cond)]  # n D
+        x = to_uint8(sample(run, cond, args.mask_rate, args.guidance, args.steps, args.seed))
+        out.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(x):
+            to_pil_image(picture).save(out / f"{i:04d}.png")
+        to_pil_image(make_grid(x, nrow=max(1, round(args.n**0.5)), pad_value=255)).save(out / "grid.png")
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+        (out / "sample.json").write_text(json.dumps(settings, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        p.exit(2, f"tinyanl.sample: {error}\n")
+    print(f"{args.n} pictures and {out / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main()
