@@ -1,0 +1,247 @@
+"""The main job on the embedded model: training, what a run leaves behind, loading, resuming, and the command lines."""
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from tinyanl.anl import ANLs
+from tinyanl.data import scan, to_square
+from tinyanl.flowers import draw
+from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run
+from tinyanl.sample import main as sample_main, sample
+from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
+
+
+@pytest.fixture(scope="module")
+def flowers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flowers")
+    with open(folder / "metadata.jsonl", "w") as metadata:
+        for i in range(12):
+            picture, text = draw(i)
+            picture.save(folder / f"{i}.png")
+            metadata.write(json.dumps({"file": f"{i}.png", "text": text}) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run_folder(flowers, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "flowers"
+    return train(flowers, steps=4, batch=4, sample_every=2, out=out, device="cpu")
+
+
+def fresh_run(base, cond_dim=None):
+    torch.manual_seed(0)
+    anls = ANLs(base.unet.sites, cond_dim or base.clip.dim)
+    return Run(base, anls, torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {})
+
+
+def random_batch(base, n=2):
+    g = torch.Generator().manual_seed(0)
+    z0, eps = torch.randn(2, n, *base.latent_shape, generator=g)
+    return z0, torch.randn(n, base.clip.dim, generator=g), torch.arange(n) * 300 + 100, eps
+
+
+def test_base_is_frozen_in_eval_mode_and_float32(base):
+    for model in (base.unet, base.autoencoder, base.clip):
+        assert not model.training
+        assert all(not p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
+    assert (base.size, base.latent_shape, base.null.shape) == (64, (3, 16, 16), (1, 1, 128))
+
+
+def test_only_anl_tensors_get_gradients(base):
+    run = fresh_run(base)
+    denoising_loss(run, *random_batch(base)).backward()
+    assert all(p.grad is None for m in (base.unet, base.autoencoder, base.clip) for p in m.parameters())
+    assert any(p.grad.abs().max() > 0 for p in run.anls.parameters())
+
+
+def test_a_fresh_run_predicts_what_the_base_predicts(base):
+    run, (z0, cond, t, _) = fresh_run(base), random_batch(base)
+    with torch.no_grad():
+        expected = base.unet(z0, t, base.null.expand(2, -1, -1))
+        assert torch.equal(run.bind(cond)(z0, t), expected)
+
+
+def test_two_pictures_are_overfitted(base):
+    """At fixed noise the loss on two pictures must fall far below what the frozen base reaches."""
+    run, batch = fresh_run(base), random_batch(base)
+    optimizer = torch.optim.AdamW(run.anls.parameters(), lr=1e-3)
+    before = denoising_loss(run, *batch).item()
+    for _ in range(60):
+        loss = denoising_loss(run, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2 * before
+
+
+def test_masks_all_ones_is_no_mask_and_rate_one_is_unconditional(run_folder):
+    run = load_run(run_folder, device="cpu")
+    cond = torch.randn(2, run.base.clip.dim, generator=torch.Generator().manual_seed(1))
+    plain = sample(run, cond, steps=4)
+    assert torch.equal(sample(run, cond, mask_rate=0.0, steps=4), plain)
+    assert torch.equal(sample(run, cond, mask_rate=1.0, steps=4), sample(run, torch.zeros_like(cond), steps=4))
+    assert_close(sample(run, cond, guidance=0.0, steps=4), sample(run, torch.zeros_like(cond), steps=4), atol=1e-4, rtol=0)
+    assert not torch.equal(sample(run, cond, mask_rate=0.5, steps=4), plain)
+
+
+def test_samples_do_not_depend_on_the_batch_size(run_folder):
+    run = load_run(run_folder, device="cpu")
+    cond = torch.randn(3, run.base.clip.dim, generator=torch.Generator().manual_seed(1))
+    x = sample(run, cond, steps=4, mask_rate=0.3)
+    assert x.shape == (3, 3, 64, 64) and -1 <= x.min() and x.max() <= 1
+    assert_close(sample(run, cond, steps=4, mask_rate=0.3, batch=2), x, atol=1e-4, rtol=0)
+
+
+def test_run_folder_holds_what_the_design_says(run_folder):
+    assert {p.name for p in run_folder.iterdir()} == {"config.json", "adapter.pt", "state.pt", "log.jsonl", "samples",
+                                                      "filmstrip.png"}
+    assert [p.name for p in sorted((run_folder / "samples").iterdir())] == [f"step_{s:06d}.png" for s in (0, 2, 4)]
+    rows = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 4 and rows[-1]["loss"] > 0 and rows[-1]["held_out"] > 0
+    adapter = torch.load(run_folder / "adapter.pt", weights_only=True)
+    assert adapter["step"] == 4 and adapter["mu"].shape == (128,) and adapter["sigma"] > 0
+    assert Image.open(run_folder / "filmstrip.png").width == 4 * 66 + 2  # the condition and three checkpoints
+
+
+def test_the_condition_is_centred_with_unit_spread(run_folder, flowers, base):
+    run = load_run(run_folder, device="cpu")
+    paths = [picture.path for picture in scan(flowers, 64).pictures]
+    train_ids, _ = split(len(paths), seed=0)
+    cond = run.condition(encode(base, paths)[1])[train_ids]
+    assert_close(cond.mean((0, 1)), torch.zeros(128), atol=1e-4, rtol=0)
+    assert_close(cond.square().mean().sqrt().item(), 1.0, atol=1e-4, rtol=0)
+
+
+def test_a_fresh_process_predicts_the_same_bit_for_bit(run_folder, base, tmp_path):
+    code = """if True:
+        import sys, torch
+        from tinyanl.models import load_run
+        run = load_run(sys.argv[1], device="cpu")
+        z, cond, t = torch.load(sys.argv[2])
+        with torch.no_grad():
+            torch.save(run.bind(cond)(z, t), sys.argv[3])"""
+    z, cond, t, _ = random_batch(base)
+    torch.save((z, cond, t), tmp_path / "in.pt")
+    subprocess.run([sys.executable, "-c", code, run_folder, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
+    with torch.no_grad():
+        expected = load_run(run_folder, device="cpu").bind(cond)(z, t)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+
+
+def test_resuming_gives_the_tensors_of_an_uninterrupted_run(flowers, tmp_path):
+    settings = dict(batch=4, sample_every=100, save_every=2, device="cpu", seed=3)
+    whole = train(flowers, steps=4, out=tmp_path / "whole", **settings)
+    train(flowers, steps=2, out=tmp_path / "halves", **settings)
+    halves = train(flowers, steps=4, out=tmp_path / "halves", resume=True, **settings)
+    a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, halves))
+    for part in ("live", "ema"):
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+
+
+def test_a_run_is_not_overwritten_or_resumed_with_other_arguments(run_folder, flowers):
+    with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
+        train(flowers, steps=4, batch=4, out=run_folder, device="cpu")
+    with pytest.raises(ValueError, match="batch was 4, is 5"):
+        train(flowers, steps=4, batch=5, out=run_folder, device="cpu", resume=True)
+
+
+def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):
+    out = train(flowers, out=tmp_path / "run", device="cpu", dry_run=True)
+    said = capsys.readouterr().out
+    assert not out.exists()
+    for words in ("12 pictures", "1 held out", "64 px", "2,3", "effective batch 32", "learning rate 0.001 (the best of"):
+        assert words in said
+
+
+def test_split_holds_out_a_tenth_and_at_least_one():
+    for n, held in ((2, 1), (10, 1), (29, 2), (200, 20)):
+        train_ids, held_ids = split(n, seed=0)
+        assert len(held_ids) == held and sorted([*train_ids.tolist(), *held_ids.tolist()]) == list(range(n))
+    with pytest.raises(ValueError, match="at least 2"):
+        split(1, seed=0)
+
+
+def test_batches_depend_on_seed_and_step_alone_and_drop_a_tenth_of_the_conditions():
+    latents, cond = torch.randn(10, 3, 4, 4), torch.ones(10, 64)
+    a, b = (training_batch(latents, cond, 4000, 0.0, seed=1, step=7) for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert not torch.equal(a[2], training_batch(latents, cond, 4000, 0.0, seed=1, step=8)[2])
+    dropped = (a[1] == 0).all(1).float().mean().item()
+    assert abs(dropped - 0.1) < 0.02 and (a[1].mean(1) % 1 == 0).all()  # each whole or gone
+    partly = training_batch(latents, cond, 4000, 0.5, seed=1, step=7)[1].mean(1)
+    assert abs(((partly > 0) & (partly < 1)).float().mean().item() - 0.5) < 0.04
+
+
+def test_held_out_batch_is_always_the_same_and_covers_all_times():
+    latents, cond = torch.randn(7, 3, 4, 4), torch.randn(7, 8)
+    a, b = held_out_batch(latents, cond), held_out_batch(latents, cond)
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert len(a[2].unique()) == 64 and a[2].min() < 16 and a[2].max() > 983
+
+
+def test_weights_folder_errors_list_what_was_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="weights.md"):
+        load_base(tmp_path / "none")
+    (tmp_path / "merges.txt.gz").write_bytes((EMBEDDED / "merges.txt.gz").read_bytes())
+    with pytest.raises(ValueError, match="unet is missing, autoencoder is missing, clip is missing.*merges.txt.gz: BPE"):
+        load_base(tmp_path)
+    for name in ("clip.pt", "ldm.ckpt"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    (tmp_path / "another-name.pt").write_bytes((EMBEDDED / "clip.pt").read_bytes())
+    with pytest.raises(ValueError, match="clip is in both another-name.pt and clip.pt"):
+        load_base(tmp_path)
+
+
+def test_an_adapter_for_another_base_is_refused(run_folder, tmp_path):
+    for name in ("clip.pt", "merges.txt.gz"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    checkpoint = torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)
+    checkpoint["state_dict"]["model.diffusion_model.out.2.bias"] += 1
+    torch.save(checkpoint, tmp_path / "ldm.ckpt")
+    with pytest.raises(ValueError, match="trained on another unet"):
+        load_run(run_folder, weights=tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("what", [["--like", "FLOWERS"], ["--text", "a red rose", "a blue daisy"], []])
+def test_sample_command_writes_pictures_and_a_grid(run_folder, flowers, tmp_path, what):
+    what = [str(flowers) if word == "FLOWERS" else word for word in what]
+    sample_main(["--run", str(run_folder), *what, "--n", "3", "--steps", "2", "--mask-rate", "0.3", "--guidance", "2",
+                 "--device", "cpu", "--out", str(tmp_path)])
+    assert {p.name for p in tmp_path.iterdir()} == {"0000.png", "0001.png", "0002.png", "grid.png", "sample.json"}
+    assert Image.open(tmp_path / "0000.png").size == (64, 64)
+
+
+@pytest.mark.parametrize("command, arguments, words", [
+    (train_main, ["--data", "nowhere"], "nowhere does not exist"),
+    (train_main, ["--data", ".", "--steps", "0"], "steps=0"),
+    (sample_main, ["--run", "nowhere"], "adapter.pt does not exist"),
+])
+def test_mistakes_on_the_command_line_are_one_line_without_traceback(command, arguments, words, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command(arguments)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and words in said and said.count("\n") == 1
+
+
+def test_texts_and_pictures_give_unit_embeddings(base, flowers):
+    texts = embed_texts(base, ["a red rose", ""])
+    _, pictures = encode(base, [flowers / "0.png"])
+    assert_close(texts.norm(dim=-1), torch.ones(2))
+    assert_close(pictures.norm(dim=-1), torch.ones(1, 2))
+
+
+def test_cached_latents_are_those_of_the_pictures_and_their_mirror_images(base, flowers):
+    latents, _ = encode(base, [flowers / "0.png"])
+    x = to_square(Image.open(flowers / "0.png"), 64)
+    with torch.no_grad():
+        assert_close(latents[0], base.autoencoder.encode(torch.stack([x, x.flip(-1)])), atol=1e-5, rtol=1e-5)

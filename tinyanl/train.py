@@ -1,0 +1,238 @@
+"""Transfer a pretrained latent diffusion model to a folder of pictures by training ANL modules alone.
+
+    python -m tinyanl.flowers ./flowers && python -m tinyanl.train --data ./flowers
+    python -m tinyanl.train --data ./birds --weights weights/imagenet256 --steps 4000
+
+The U-Net, the first stage and CLIP stay frozen. Pictures are encoded once, with their mirror images; a tenth of them is
+held out. Training then draws (latent, embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM
+eq. (14). All randomness of a step is a function of (seed, step), so a resumed run needs no saved random states.
+B batch, N pictures, C h w latent, D CLIP embedding width.
+"""
+import argparse
+import copy
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+from .anl import ANLs
+from .data import describe, open_rgb, scan, to_square
+from .masking import mask_condition
+from .models import NEUTRAL, Base, Run, embed_texts, encode, load_base, save
+from .sample import sample, to_uint8
+from .schedule import add_noise, ldm_alpha_bar
+
+LEARNING_RATES = {"embedded": (1e-3, "the best of 3e-4, 1e-3 and 3e-3 on the embedded model with 200 flowers"),
+                  "released": (1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured for ANL there")}
+COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
+EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
+ROWS = 8  # pictures in every sample grid, rows of the filmstrip
+LOG_EVERY = 20  # steps
+ALPHA_BAR = ldm_alpha_bar()
+
+
+def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of training and held-out pictures: a tenth, at least one, is held out. ValueError below two pictures."""
+    if n < 2:
+        raise ValueError(f"{n} readable picture: at least 2 are needed, one of them is held out")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held = max(1, n // 10)
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def held_out_batch(latents: Tensor, cond: Tensor, size: int = 64) -> tuple[Tensor, ...]:
+    """Always the same pictures, spread timesteps and noise: the held-out curve is the model's, not the dice's."""
+    i = torch.arange(size) % len(latents)
+    eps = torch.randn(size, *latents.shape[1:], generator=torch.Generator().manual_seed(0))
+    t = (torch.arange(size) * 29 % size * 1000 + 500) // size  # 29: neighbours in i are far apart in t
+    return latents[i], cond[i], t, eps
+
+
+def training_batch(latents: Tensor, cond: Tensor, batch: int, train_mask: float, seed: int,
+                   step: int) -> tuple[Tensor, ...]:
+    """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone."""
+    g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    i = torch.randint(len(latents), (batch,), generator=g)
+    t = torch.randint(1000, (batch,), generator=g)
+    eps = torch.randn(batch, *latents.shape[1:], generator=g)
+    fate, rate = torch.rand(2, batch, 1, generator=g)  # of each sample's condition: dropped, partly masked, or whole
+    rate = torch.where(fate < COND_DROP, 1.0, torch.where(fate < COND_DROP + train_mask, rate, 0.0))
+    return latents[i], mask_condition(cond[i], rate, g), t, eps
+
+
+def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dict | None:
+    """What to resume from, or None. FileExistsError: a run is there and neither flag was given. ValueError: it was made
+    with other arguments."""
+    if not (out / "config.json").exists():
+        return None
+    if not resume and not overwrite:
+        raise FileExistsError(f"{out} already has a run: --resume continues it, --overwrite replaces it")
+    if overwrite or not (out / "state.pt").exists():
+        return None
+    old = json.loads((out / "config.json").read_text())
+    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in config.items() if old.get(name) != value]
+    if changed:
+        raise ValueError(f"{out} cannot be resumed with other arguments: {'; '.join(changed)}. Use --out for a new run")
+    return torch.load(out / "state.pt", map_location="cpu", weights_only=True)
+
+
+def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """Mean of |eps - eps_hat|^2 over a batch, DDPM eq. (14), without weights."""
+    z0, cond, t, eps = (x.to(run.base.device) for x in (z0, cond, t, eps))
+    return F.mse_loss(run.bind(cond)(add_noise(z0, t, eps, ALPHA_BAR), t), eps)
+
+
+def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step: int, seed: int, out: Path) -> None:
+    """Add this step's samples to `frames`, and write their grid, under the pictures they are like, and the filmstrip of
+    Figure 1: a row per seed and held-out condition, a column per checkpoint.  likes and frames (R 3 S S) uint8."""
+    frames[step] = to_uint8(sample(run, cond, seed=seed))
+    grid = make_grid(torch.cat([likes, frames[step]]), nrow=len(likes), pad_value=255)
+    to_pil_image(grid).save(out / "samples" / f"step_{step:06d}.png")
+
+    columns = {"like": likes, **{f"{step}": x for step, x in frames.items()}}
+    cells = torch.stack(list(columns.values()), dim=1).flatten(0, 1)  # R*columns 3 S S, row by row
+    strip = to_pil_image(make_grid(cells, nrow=len(columns), pad_value=255))
+    labelled = Image.new("RGB", (strip.width, strip.height + 12), "white")
+    labelled.paste(strip, (0, 12))
+    for i, label in enumerate(columns):
+        ImageDraw.Draw(labelled).text((2 + i * (likes.shape[-1] + 2), 0), label, fill="black")
+    labelled.save(out / "filmstrip.png")
+
+
+def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl", steps: int = 800, batch: int = 32,
+          lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.0,
+          out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
+          sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
+          compile: bool = False, dry_run: bool = False) -> Path:
+    """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (the averaged
+    ANLs: what sampling needs), state.pt (what resuming needs), log.jsonl, samples/ and filmstrip.png.
+
+    Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can."""
+    if tune != "anl":
+        raise ValueError(f"tune={tune!r}: only 'anl' is there")
+    if min(steps, batch, tokens, ratio) < 1 or not 0 <= train_mask <= 1 - COND_DROP:
+        raise ValueError(f"steps={steps}, batch={batch}, tokens={tokens} and ratio={ratio} must be at least 1, "
+                         f"train_mask={train_mask} between 0 and {1 - COND_DROP}")
+    out = Path(out or Path("runs") / Path(data).resolve().name)
+    lr, lr_source = (lr, "given") if lr else LEARNING_RATES["released" if weights else "embedded"]
+    config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
+              "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed}
+    state = earlier_state(out, config, resume, overwrite)
+
+    # The frozen base, the pictures, what is trained
+    base = load_base(weights, device)
+    folder = scan(data, base.size)
+    train_ids, held_ids = split(len(folder.pictures), seed)
+    torch.manual_seed(seed)
+    anls = ANLs(base.unet.sites, base.clip.dim, tokens, ratio).to(base.device)
+    trainable, frozen = (sum(p.numel() for p in model.parameters()) for model in (anls, base.unet))
+    print(f"data       {describe(folder)}; {len(held_ids)} held out\n"
+          f"base       {base.name}\n"
+          f"sizes      {base.size} px pictures, latents {base.latent_shape}, condition of {base.clip.dim} numbers\n"
+          f"device     {base.device}, {'bf16 autocast' if base.device.type == 'cuda' else 'float32'}\n"
+          f"trainable  {trainable:,} parameters in {len(base.unet.sites)} ANLs, beside {frozen:,} frozen in the U-Net: "
+          f"{trainable / (trainable + frozen):.0%} of the total {trainable + frozen:,}\n"
+          f"training   {steps} steps, effective batch {batch}, learning rate {lr:g} ({lr_source})", flush=True)
+    if dry_run:
+        return out
+
+    # Everything frozen that depends on a picture alone is computed here, once
+    latents, embeddings = encode(base, [picture.path for picture in folder.pictures])  # N 2 C h w, N 2 D
+    mu = embeddings[train_ids].mean((0, 1))
+    captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
+    statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
+                  "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0)}
+    live = Run(base, anls, config=config, **statistics)
+    ema = Run(base, copy.deepcopy(anls).requires_grad_(False), config=config, **statistics)
+    latents, cond = latents.to(base.device), live.condition(embeddings)
+    pool = latents[train_ids].flatten(0, 1), cond[train_ids].flatten(0, 1)  # 2N C h w, 2N D
+    held_out = held_out_batch(latents[held_ids, 0], cond[held_ids, 0])
+    shown = held_ids[torch.arange(ROWS) % len(held_ids)]
+    likes = [to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown.tolist()]
+    likes = to_uint8(torch.stack(likes))  # R 3 S S
+
+    optimizer = torch.optim.AdamW(anls.parameters(), lr=lr)
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if state:
+        anls.load_state_dict(state["live"])
+        ema.anls.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, frames, log = state["step"], state["frames"], state["log"]
+    else:
+        for stale in [out / "state.pt", out / "adapter.pt", *out.glob("samples/step_*.png")]:
+            stale.unlink(missing_ok=True)
+        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        start, frames, log = 0, {}, []
+        draw(ema, cond[shown, 0], likes, frames, 0, seed, out)
+
+    loss_of = torch.compile(denoising_loss) if compile else denoising_loss
+    sample_every = sample_every or max(1, steps // 8)
+    save_every = save_every or sample_every
+    losses = []
+    bar = tqdm(range(start, steps), "training", initial=start, total=steps, unit="img", unit_scale=batch)
+    for step in bar:
+        loss = loss_of(live, *training_batch(*pool, batch, train_mask, seed, step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(anls.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        for averaged, p in zip(ema.anls.parameters(), anls.parameters()):
+            averaged.lerp_(p.detach(), 1 - decay)
+        losses.append(loss.detach())
+
+        done = step + 1
+        if done % LOG_EVERY == 0 or done == steps:
+            with torch.no_grad():
+                held = denoising_loss(ema, *held_out).item()
+            log.append({"step": done, "loss": torch.stack(losses).mean().item(), "held_out": held})
+            losses = []
+            (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+            bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{held:.4f}")
+        if done % sample_every == 0 or done == steps:
+            draw(ema, cond[shown, 0], likes, frames, done, seed, out)
+        if done % save_every == 0 or done == steps:
+            save({"step": done, "live": anls.state_dict(), "ema": ema.anls.state_dict(),
+                  "optimizer": optimizer.state_dict(), "frames": frames, "log": log}, out / "state.pt")
+            save({"step": done, "anls": ema.anls.state_dict(), "config": config, **statistics,
+                  "fingerprints": base.fingerprints()}, out / "adapter.pt")
+    print(f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
+          f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
+    return out
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
+    p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
+    p.add_argument("--tune", default="anl", choices=["anl"], help="what is trained (default anl)")
+    p.add_argument("--steps", type=int, default=800, help="optimizer steps (default 800)")
+    p.add_argument("--batch", type=int, default=32, help="pictures a step (default 32)")
+    p.add_argument("--lr", type=float, help="constant learning rate (default: 1e-3 embedded, 1e-4 released weights)")
+    p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default 1)")
+    p.add_argument("--ratio", type=int, default=4, help="width of the non-linear mapping over its block's (default 4)")
+    p.add_argument("--train-mask", type=float, default=0.0, help="share of samples with a partial mask (default 0)")
+    p.add_argument("--out", type=Path, help="run folder (default: runs/ and the name of the data folder)")
+    p.add_argument("--resume", action="store_true", help="continue the run in --out; start at 0 where there is none")
+    p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    p.add_argument("--sample-every", type=int, help="steps between sample grids (default: an eighth of the steps)")
+    p.add_argument("--save-every", type=int, help="steps between saves (default: as --sample-every)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    p.add_argument("--dry-run", action="store_true", help="check and say everything, train nothing, write nothing")
+    args = p.parse_args(argv)
+    try:
+        train(**vars(args))
+    except (ValueError, OSError) as error:
+        p.exit(2, f"tinyanl.train: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
