@@ -1,0 +1,163 @@
+"""The U-Net against diffusers at full published size, released keys, sites, averaged weights, and its sense of time."""
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from parity import randomise, relative_error, renamed
+from torch import nn
+
+import tinyanl
+from tinyanl.unet import ResBlock, SpatialTransformer, UNet
+
+EMBEDDED = Path(tinyanl.__file__).parent / "assets" / "emoji64" / "ldm.ckpt"
+SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
+SITES |= {"mid_0": 960, "mid_1": 960} | {f"out_{i}": c for i, c in enumerate([960] * 3 + [576] * 3 + [384] * 3 + [192] * 3)}
+RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
+          "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
+OUTER = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in",
+         "out.0": "conv_norm_out", "out.2": "conv_out"}
+
+
+def diffusers_name(head_channels):
+    """Released names -> diffusers', for four levels of two blocks."""
+    def rename(name, tensor):
+        for ours, theirs in OUTER.items():
+            if name.startswith(ours + "."):
+                return [(name.replace(ours, theirs), tensor)]
+        part, i, *rest = name.split(".")
+        rest = ".".join(rest)
+        if part == "middle_block":
+            place = {"0": "mid_block.resnets.0", "1": "mid_block.attentions.0", "2": "mid_block.resnets.1"}[i]
+        else:
+            layer, rest = rest.split(".", 1)
+            level, n = divmod(int(i) - 1, 3) if part == "input_blocks" else divmod(int(i), 3)
+            place = f"{'down' if part == 'input_blocks' else 'up'}_blocks.{level}."
+            if rest.startswith(("op.", "conv.")):  # a change of resolution
+                kind = "downsamplers" if rest.startswith("op.") else "upsamplers"
+                return [(f"{place}{kind}.0.conv.{rest.split('.')[1]}", tensor)]
+            place += f"{'resnets' if layer == '0' else 'attentions'}.{n}"
+        for ours, theirs in RESNET.items():
+            rest = rest.replace(ours, theirs)
+        if head_channels and "attentions" in place:  # AttentionBlock: each head's q, k and v lie side by side
+            if rest.startswith("qkv"):
+                q, k, v = tensor.view(-1, 3, head_channels, *tensor.shape[1:2]).unbind(1)
+                return [(f"{place}.to_{x}.{rest.split('.')[1]}", value.reshape(-1, *tensor.shape[1:2]))
+                        for x, value in zip("qkv", (q, k, v))]
+            rest = rest.replace("norm", "group_norm").replace("proj_out", "to_out.0")
+            return [(f"{place}.{rest}", tensor.squeeze(-1) if tensor.dim() == 3 else tensor)]
+        return [(f"{place}.{rest}", tensor)]
+
+    return rename
+
+
+def compare(ours, theirs, head_channels, **inputs):
+    ours = randomise(ours).eval()
+    theirs.load_state_dict(renamed(ours.state_dict(), diffusers_name(head_channels)), strict=True, assign=True)
+    g = torch.Generator().manual_seed(1)
+    z, t = torch.randn(2, 3, 16, 16, generator=g), torch.tensor([3, 871])  # 16 -> 2 at the lowest level
+    with torch.no_grad():
+        again = UNet.from_checkpoint({"model.diffusion_model." + k: v for k, v in ours.state_dict().items()},
+                                     head_channels=head_channels)
+        mine = again(z, t, *inputs.values())
+        assert relative_error(mine, theirs.eval()(z, t, **inputs).sample) < 1e-4
+
+
+def test_cin256_v2_equals_diffusers():
+    with torch.device("meta"):
+        theirs = UNet2DConditionModel(
+            sample_size=64, in_channels=3, out_channels=3, block_out_channels=(192, 384, 576, 960), layers_per_block=2,
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3), cross_attention_dim=512,
+            up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), attention_head_dim=1)  # heads, in this class
+    context = torch.randn(2, 1, 512, generator=torch.Generator().manual_seed(2))
+    compare(UNet(), theirs, None, encoder_hidden_states=context)
+
+
+def test_celeba256_and_ffhq256_equal_diffusers():
+    ours = UNet(channels=224, mult=(1, 2, 3, 4), context_dim=None, head_channels=32)
+    with torch.device("meta"):
+        theirs = UNet2DModel(
+            sample_size=64, block_out_channels=(224, 448, 672, 896), layers_per_block=2, attention_head_dim=32,
+            down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * 3), up_block_types=(*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+            flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
+    assert sum(p.numel() for p in ours.parameters()) == 274_056_163
+    compare(ours, theirs, 32)
+
+
+def test_cin256_v2_has_the_published_counts_and_22_sites():
+    with torch.device("meta"):
+        unet = UNet()
+    assert sum(p.numel() for p in unet.parameters()) == 400_920_579
+    assert len(unet.state_dict()) == 688
+    transformers = [m for m in unet.modules() if isinstance(m, SpatialTransformer)]
+    assert len(transformers) == 16 and sum(p.numel() for m in transformers for p in m.parameters()) == 169_550_400
+    assert list(unet.sites.items()) == list(SITES.items())
+
+
+def small_unet(**kw):
+    torch.manual_seed(0)
+    return UNet(channels=32, mult=(1, 2), attention=(False, True), context_dim=16, **kw)
+
+
+def test_extra_is_called_at_every_site_in_order_with_its_channels():
+    unet, seen = small_unet(), {}
+
+    def extra(site, h):
+        seen[site] = h.shape[1]
+        return h
+
+    unet(torch.randn(1, 3, 8, 8), torch.tensor([5]), torch.randn(1, 1, 16), extra)
+    assert list(seen.items()) == list(unet.sites.items())
+
+
+def test_averaged_weights_are_used_where_a_file_has_them():
+    live, averaged = small_unet().state_dict(), randomise(small_unet()).state_dict()
+    state = {"model.diffusion_model." + k: v for k, v in live.items()}
+    state |= {"model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in averaged.items()}
+    state["model_ema.decay"] = torch.tensor(0.9999)
+    loaded = UNet.from_checkpoint(state).state_dict()
+    assert all(torch.equal(loaded[k], averaged[k]) for k in averaged)
+
+
+def test_half_precision_files_become_float32_and_foreign_ones_are_errors():
+    state = {"model.diffusion_model." + k: v.half() for k, v in small_unet().state_dict().items()}
+    assert all(v.dtype == torch.float32 for v in UNet.from_checkpoint(state).state_dict().values())
+    with pytest.raises(RuntimeError, match="Unexpected key.*surplus"):
+        UNet.from_checkpoint(state | {"model.diffusion_model.surplus": torch.zeros(1)})
+    with pytest.raises(RuntimeError, match="Missing key.*out.0.bias"):
+        UNet.from_checkpoint({k: v for k, v in state.items() if not k.endswith("model.out.0.bias")})
+    with pytest.raises(ValueError, match="no LDM U-Net"):
+        UNet.from_checkpoint({"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match="no context was given"):
+        small_unet()(torch.randn(1, 3, 8, 8), torch.tensor([5]))
+
+
+def sense_of_time(block: ResBlock, h, early, late):
+    """Relative change of a block's residual between two time embeddings, at the same h."""
+    a, b = (block.out_layers(block.in_layers(h) + block.emb_layers(emb)[:, :, None, None]) for emb in (early, late))
+    return ((a - b).norm() / a.norm()).item()
+
+
+def test_every_residual_of_the_embedded_unet_changes_with_time():
+    unet = UNet.from_checkpoint(torch.load(EMBEDDED, weights_only=True)["state_dict"])
+    blocks, inputs = [m for m in unet.modules() if isinstance(m, ResBlock)], {}
+    for block in blocks:
+        block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2]))
+    z, context = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1, 128)
+    with torch.no_grad():
+        unet(z, torch.tensor([10, 10]), context)
+        early = inputs[blocks[0]][1]
+        unet(z, torch.tensor([900, 900]), context)
+        late = inputs[blocks[0]][1]
+        changes = [sense_of_time(block, inputs[block][0], early, late) for block in blocks]
+    assert len(changes) == 17 and min(changes) > 1e-2
+
+
+@pytest.mark.parametrize("groups, blind", [(8, False), (32, True)])
+def test_a_block_with_groups_of_one_channel_would_be_blind_to_time(groups, blind):
+    torch.manual_seed(0)
+    block = ResBlock(32, 32, 128)
+    block.out_layers[0] = nn.GroupNorm(groups, 32)
+    with torch.no_grad():
+        change = sense_of_time(block, torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 128))
+    assert change < 1e-4 if blind else change > 1e-2
