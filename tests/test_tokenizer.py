@@ -33,7 +33,7 @@ def strings():
 def test_equals_open_clip_on_awkward_strings(merges):
     ours, theirs = Tokenizer(merges), open_clip.tokenizer.SimpleTokenizer(str(merges))
     texts = strings()
-    assert len(texts) >= 150
+    assert len(texts) >= 140
     assert ours.vocab_size == (49408 if merges == RELEASED else 2048)
     different = [(text, ours.encode(text), theirs.encode(text)) for text in texts if ours.encode(text) != theirs.encode(text)]
     assert not different, different[:5]
