@@ -199,7 +199,6 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--size", type=int, default=64, help="side of a picture in pixels")
     p.add_argument("--seed", type=int, default=0, help="sets of different seeds share no flower")
     args = p.parse_args(argv)
-    torch.set_num_threads(1)  # petals are small: threads would only wait for each other
     try:
         write(**vars(args))
     except (ValueError, OSError) as error:
@@ -208,4 +207,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # petals are small: threads would only wait for each other
     main()
