@@ -24,9 +24,9 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0
            eta: float = 1.0, batch: int = 32) -> Tensor:
     """Conditions (B D) -> pictures (B 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros is unconditional.
 
-    eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps of training on
-    an earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with eta 0. Noise and masks come from a CPU generator, so
-    the same seed, n and batch give the same pictures on every device, to rounding."""
+    eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps of training on an
+    earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with eta 0. Noise and masks come from a
+    CPU generator, so the same seed, n and batch give the same pictures on every device, to rounding."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
     cond = mask_condition(cond, mask_rate, generator)
