@@ -249,3 +249,9 @@ def test_cached_latents_are_those_of_the_pictures_and_their_mirror_images(base, 
     x = to_square(Image.open(flowers / "0.png"), 64)
     with torch.no_grad():
         assert_close(latents[0], base.autoencoder.encode(torch.stack([x, x.flip(-1)])), atol=1e-5, rtol=1e-5)
+
+
+def test_sample_command_numbers_its_folders_so_that_earlier_pictures_stay(run_folder):
+    for _ in range(2):
+        sample_main(["--run", str(run_folder), "--n", "1", "--steps", "2", "--device", "cpu"])
+    assert (run_folder / "drawn_000" / "grid.png").exists() and (run_folder / "drawn_001" / "grid.png").exists()

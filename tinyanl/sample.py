@@ -4,13 +4,14 @@
     python -m tinyanl.sample --run runs/flowers --text "a red rose" "a white daisy"
 """
 import argparse
+import itertools
 import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .data import describe, scan
@@ -59,10 +60,11 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0, help="(default 0)")
     p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
-    p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn)")
+    p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
     args = p.parse_args(argv)
     try:
-        out = args.out or args.run / "drawn"
+        numbered = (args.run / f"drawn_{i:03d}" for i in itertools.count())
+        out = args.out or next(folder for folder in numbered if not folder.exists())  # earlier pictures stay
         if args.n < 1:
             raise ValueError(f"--n {args.n}: at least 1")
         run = load_run(args.run, args.weights, args.device)
