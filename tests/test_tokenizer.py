@@ -26,7 +26,7 @@ the quick brown fox jumps over the lazy dog|THE|The|tHe|\u0301|\u200b|0|_|.|'|&|
 
 def strings():
     pieces = AWKWARD.encode("utf-16", "surrogatepass").decode("utf-16").replace("\n", "|").split("|")
-    return sorted({*pieces, " ", "|", "a|b"} - {"<|startoftext|>"} | {" ".join(pieces[i : i + 4]) for i in range(0, len(pieces) - 4, 7)})
+    return sorted({*pieces, " ", "|", "a|b", "it'ſ", "<b> &amp;amp; &amp;lt;"} - {"<|startoftext|>"} | {" ".join(pieces[i : i + 4]) for i in range(0, len(pieces) - 4, 7)})
 
 
 @pytest.mark.parametrize("merges", [RELEASED, EMBEDDED], ids=["released", "embedded"])

@@ -1,4 +1,5 @@
 """The main job on the embedded model: training, what a run leaves behind, loading, resuming, and the command lines."""
+import gzip
 import json
 import subprocess
 import sys
@@ -203,6 +204,15 @@ def test_weights_folder_errors_list_what_was_found(tmp_path):
         (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
     (tmp_path / "another-name.pt").write_bytes((EMBEDDED / "clip.pt").read_bytes())
     with pytest.raises(ValueError, match="clip is in both another-name.pt and clip.pt"):
+        load_base(tmp_path)
+
+
+def test_merges_of_another_clip_are_refused(tmp_path):
+    for name in ("clip.pt", "ldm.ckpt"):
+        (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
+    lines = gzip.decompress((EMBEDDED / "merges.txt.gz").read_bytes()).splitlines(keepends=True)
+    (tmp_path / "merges.txt").write_bytes(b"".join(lines[:-10]))
+    with pytest.raises(ValueError, match="merges.txt makes 2038 tokens, clip.pt knows 2048"):
         load_base(tmp_path)
 
 

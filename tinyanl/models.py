@@ -90,12 +90,16 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
     prefix = "first_stage_model." if "first_stage_model.encoder.conv_in.weight" in first_stage else ""
     autoencoder = Autoencoder.from_checkpoint(first_stage, prefix)
     clip = CLIP.from_checkpoint(parts["clip"][1])
+    tokenizer = Tokenizer(parts["merges"][0])
+    if tokenizer.vocab_size != clip.token_embedding.num_embeddings:
+        raise ValueError(f"{parts['merges'][0]} makes {tokenizer.vocab_size} tokens, {parts['clip'][0].name} knows "
+                         f"{clip.token_embedding.num_embeddings}: the merges are cut short, or another CLIP's")
     for model in (unet, autoencoder, clip):
         model.requires_grad_(False).eval().to(device)
     # Pictures of every released LDM that loads here have 256 pixels; a file that knows better says so.
     size = int(state.get("image_size", 256))
     name = "the embedded default emoji64" if weights is None else "; ".join(seen)
-    return Base(unet, autoencoder, clip, Tokenizer(parts["merges"][0]), null, size, device, name)
+    return Base(unet, autoencoder, clip, tokenizer, null, size, device, name)
 
 
 def fingerprint(model: nn.Module) -> str:
