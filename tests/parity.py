@@ -8,7 +8,8 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     g = torch.Generator().manual_seed(seed)
     for name, p in model.state_dict().items():
         noise = torch.randn(p.shape, generator=g)
-        p.copy_(noise / p[0].numel() ** 0.5 if p.dim() > 1 else 1 + 0.2 * noise if "norm" in name and "weight" in name else 0.1 * noise)
+        one_d = 1 + 0.2 * noise if name.endswith("weight") else 0.1 * noise  # a norm's scale, or a bias
+        p.copy_(noise / p[0].numel() ** 0.5 if p.dim() > 1 else one_d)
     return model
 
 

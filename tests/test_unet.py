@@ -6,17 +6,19 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from parity import randomise, relative_error, renamed
 from torch import nn
+from torch.testing import assert_close
 
 import tinyanl
-from tinyanl.unet import ResBlock, SpatialTransformer, UNet
+from tinyanl.unet import FeedForward, ResBlock, SpatialTransformer, UNet, Upsample
 
 EMBEDDED = Path(tinyanl.__file__).parent / "assets" / "emoji64" / "ldm.ckpt"
 SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
-SITES |= {"mid_0": 960, "mid_1": 960} | {f"out_{i}": c for i, c in enumerate([960] * 3 + [576] * 3 + [384] * 3 + [192] * 3)}
+SITES |= {"mid_0": 960, "mid_1": 960}
+SITES |= {f"out_{i}": c for i, c in enumerate([960] * 3 + [576] * 3 + [384] * 3 + [192] * 3)}
 RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
-OUTER = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2", "input_blocks.0.0": "conv_in",
-         "out.0": "conv_norm_out", "out.2": "conv_out"}
+OUTER = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
+         "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
 
 
 def diffusers_name(head_channels):
@@ -52,8 +54,12 @@ def diffusers_name(head_channels):
 
 
 def compare(ours, theirs, head_channels, **inputs):
-    ours = randomise(ours).eval()
-    theirs.load_state_dict(renamed(ours.state_dict(), diffusers_name(head_channels)), strict=True, assign=True)
+    rename = diffusers_name(head_channels)
+    theirs.load_state_dict(renamed(ours.state_dict(), rename), strict=True, assign=True)
+    for name, norm in ours.named_modules():  # eps moves the output by 1e-6, which no output could tell from rounding
+        if isinstance(norm, (nn.GroupNorm, nn.LayerNorm)):
+            other = theirs.get_submodule(rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight"))
+            assert norm.eps == other.eps and getattr(norm, "num_groups", 0) == getattr(other, "num_groups", 0), name
     g = torch.Generator().manual_seed(1)
     z, t = torch.randn(2, 3, 16, 16, generator=g), torch.tensor([3, 871])  # 16 -> 2 at the lowest level
     with torch.no_grad():
@@ -63,22 +69,29 @@ def compare(ours, theirs, head_channels, **inputs):
         assert relative_error(mine, theirs.eval()(z, t, **inputs).sample) < 1e-4
 
 
-def test_cin256_v2_equals_diffusers():
+@pytest.fixture(scope="module")
+def cin256_v2():
+    return randomise(UNet()).eval()
+
+
+def test_cin256_v2_equals_diffusers(cin256_v2):
     with torch.device("meta"):
         theirs = UNet2DConditionModel(
             sample_size=64, in_channels=3, out_channels=3, block_out_channels=(192, 384, 576, 960), layers_per_block=2,
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3), cross_attention_dim=512,
             up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), attention_head_dim=1)  # heads, in this class
-    context = torch.randn(2, 1, 512, generator=torch.Generator().manual_seed(2))
-    compare(UNet(), theirs, None, encoder_hidden_states=context)
+    # three tokens: to a single one, every query and key attends alike, and theirs would go untested
+    context = torch.randn(2, 3, 512, generator=torch.Generator().manual_seed(2))
+    compare(cin256_v2, theirs, None, encoder_hidden_states=context)
 
 
 def test_celeba256_and_ffhq256_equal_diffusers():
-    ours = UNet(channels=224, mult=(1, 2, 3, 4), context_dim=None, head_channels=32)
+    ours = randomise(UNet(channels=224, mult=(1, 2, 3, 4), context_dim=None, head_channels=32)).eval()
     with torch.device("meta"):
         theirs = UNet2DModel(
             sample_size=64, block_out_channels=(224, 448, 672, 896), layers_per_block=2, attention_head_dim=32,
-            down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * 3), up_block_types=(*["AttnUpBlock2D"] * 3, "UpBlock2D"),
+            down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * 3),
+            up_block_types=(*["AttnUpBlock2D"] * 3, "UpBlock2D"),
             flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
     assert sum(p.numel() for p in ours.parameters()) == 274_056_163
     compare(ours, theirs, 32)
@@ -110,13 +123,47 @@ def test_extra_is_called_at_every_site_in_order_with_its_channels():
     assert list(seen.items()) == list(unet.sites.items())
 
 
+@pytest.mark.parametrize("site", list(small_unet().sites))
+def test_extra_at_a_site_is_what_a_hook_on_the_last_layer_of_its_block_would_be(site):
+    unet, g = small_unet(), torch.Generator().manual_seed(4)
+    where, i = site.split("_")
+    layers = {"in": unet.input_blocks, "out": unet.output_blocks}.get(where, [])
+    last = unet.middle_block[1 + int(i)] if where == "mid" else layers[int(i)][-1]
+    if isinstance(last, Upsample):  # the site comes before a change of resolution, and after a transformer
+        last = layers[int(i)][-2]
+    z, t, context = torch.randn(2, 3, 8, 8, generator=g), torch.tensor([5, 700]), torch.randn(2, 3, 16, generator=g)
+    with torch.no_grad():
+        plain = unet(z, t, context)
+        extra = unet(z, t, context, lambda s, h: h * 1.5 if s == site else h)
+        last.register_forward_hook(lambda module, args, out: out * 1.5)
+        assert torch.equal(extra, unet(z, t, context)) and not torch.allclose(extra, plain)
+
+
+def test_the_feed_forward_has_the_exact_gelu():
+    """By its definition: the tanh approximation would pass the comparison above, 1e-4 is too coarse to see it."""
+    ff, x = randomise(FeedForward(8)).double(), torch.linspace(-3, 3, 40, dtype=torch.float64).view(1, 5, 8)
+    value, gate = ff.net[0].proj(x).chunk(2, dim=-1)
+    assert_close(ff(x), ff.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2), atol=1e-12, rtol=1e-10)
+
+
 def test_averaged_weights_are_used_where_a_file_has_them():
     live, averaged = small_unet().state_dict(), randomise(small_unet()).state_dict()
     state = {"model.diffusion_model." + k: v for k, v in live.items()}
     state |= {"model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in averaged.items()}
     state["model_ema.decay"] = torch.tensor(0.9999)
+    assert "model_ema.diffusion_modelinput_blocks00weight" in state  # as LDM writes it
     loaded = UNet.from_checkpoint(state).state_dict()
     assert all(torch.equal(loaded[k], averaged[k]) for k in averaged)
+    with pytest.raises(KeyError, match="model_ema.diffusion_modelout2bias"):
+        UNet.from_checkpoint({k: v for k, v in state.items() if not k.endswith("modelout2bias")})
+
+
+def test_an_averaged_tensor_that_belongs_to_nothing_is_an_error():
+    weights = small_unet().state_dict()
+    state = {"model.diffusion_model." + k: v for k, v in weights.items()}
+    state |= {"model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in weights.items()}
+    with pytest.raises(ValueError, match="diffusion_modelsurplus"):
+        UNet.from_checkpoint(state | {"model_ema.diffusion_modelsurplus": torch.zeros(1)})
 
 
 def test_half_precision_files_become_float32_and_foreign_ones_are_errors():
@@ -134,23 +181,28 @@ def test_half_precision_files_become_float32_and_foreign_ones_are_errors():
 
 def sense_of_time(block: ResBlock, h, early, late):
     """Relative change of a block's residual between two time embeddings, at the same h."""
-    a, b = (block.out_layers(block.in_layers(h) + block.emb_layers(emb)[:, :, None, None]) for emb in (early, late))
+    a, b = (block(h, emb, None) - block.skip_connection(h) for emb in (early, late))
     return ((a - b).norm() / a.norm()).item()
 
 
-def test_every_residual_of_the_embedded_unet_changes_with_time():
-    unet = UNet.from_checkpoint(torch.load(EMBEDDED, weights_only=True)["state_dict"])
+@pytest.mark.parametrize("name, count", [("embedded", 17), ("cin256-v2", 22)])
+def test_every_residual_changes_with_time(name, count, cin256_v2):
+    """The embedded U-Net with its own weights, the published one with random weights; hidden states of a real pass."""
+    embedded = name == "embedded"
+    unet = UNet.from_checkpoint(torch.load(EMBEDDED, weights_only=True)["state_dict"]) if embedded else cin256_v2
     blocks, inputs = [m for m in unet.modules() if isinstance(m, ResBlock)], {}
-    for block in blocks:
-        block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2]))
-    z, context = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 1, 128)
+    hooks = [block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2])) for block in blocks]
+    z = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    context = torch.zeros(2, 1, unet.context_dim)
     with torch.no_grad():
         unet(z, torch.tensor([10, 10]), context)
         early = inputs[blocks[0]][1]
         unet(z, torch.tensor([900, 900]), context)
         late = inputs[blocks[0]][1]
+        for hook in hooks:
+            hook.remove()
         changes = [sense_of_time(block, inputs[block][0], early, late) for block in blocks]
-    assert len(changes) == 17 and min(changes) > 1e-2
+    assert len(changes) == count and min(changes) > 1e-2
 
 
 @pytest.mark.parametrize("groups, blind", [(8, False), (32, True)])

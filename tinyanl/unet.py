@@ -241,12 +241,17 @@ class UNet(nn.Module):
                         head_channels: int | None = None) -> "UNet":
         """A float32 U-Net with the sizes and weights of `state`, its averaged (EMA) weights where it has them.
 
-        ValueError: no U-Net under `prefix`. KeyError or RuntimeError: a tensor is missing or left over."""
+        ValueError: no U-Net under `prefix`, or averaged tensors left over. KeyError or RuntimeError: a tensor is
+        missing, or an ordinary one left over."""
         own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         if "input_blocks.0.0.weight" not in own:
             raise ValueError(f"no LDM U-Net under {prefix!r}: the keys begin with {sorted(state)[:3]}")
         if any(k.startswith("model_ema.") for k in state):  # LitEma strips the dots from a parameter's name
-            own = {k: state["model_ema." + (prefix.removeprefix("model.") + k).replace(".", "")] for k in own}
+            names = {k: "model_ema." + (prefix.removeprefix("model.") + k).replace(".", "") for k in own}
+            counters = {"model_ema.decay", "model_ema.num_updates"}
+            if surplus := {k for k in state if k.startswith("model_ema.")} - {*names.values()} - counters:
+                raise ValueError(f"averaged tensors that belong to no tensor of the U-Net: {sorted(surplus)[:3]}")
+            own = {k: state[name] for k, name in names.items()}
         channels, in_channels = own["input_blocks.0.0.weight"].shape[:2]
         mult, attention, i = [[]], [[]], 1
         while f"input_blocks.{i}.0.in_layers.2.weight" in own or f"input_blocks.{i}.0.op.weight" in own:
