@@ -3,9 +3,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
 from parity import randomise, relative_error, renamed
+from torch import nn
 from torch.testing import assert_close
 
 from tinyanl.autoencoder import Autoencoder
+
+
+def as_linear(tensor):
+    return tensor.flatten(1) if tensor.dim() == 4 else tensor
 
 
 def diffusers_name(levels):
@@ -24,8 +29,8 @@ def diffusers_name(levels):
             for ours, theirs in (("norm.", "group_norm."), ("q.", "to_q."), ("k.", "to_k."), ("v.", "to_v.")):
                 head, tail = name.rsplit(".", 2)[0], ".".join(name.rsplit(".", 2)[1:])
                 if tail.startswith(ours):
-                    return [(f"{head}.{tail.replace(ours, theirs)}", tensor.flatten(1) if tensor.dim() == 4 else tensor)]
-            return [(name.replace("proj_out", "to_out.0"), tensor.flatten(1) if tensor.dim() == 4 else tensor)]
+                    return [(f"{head}.{tail.replace(ours, theirs)}", as_linear(tensor))]
+            return [(name.replace("proj_out", "to_out.0"), as_linear(tensor))]
         return [(name, tensor)]
 
     return rename
@@ -33,15 +38,23 @@ def diffusers_name(levels):
 
 def compare(ours, theirs, levels, encode, side=64):
     ours = randomise(ours).eval()
+    g, rename = torch.Generator().manual_seed(1), diffusers_name(levels)
+    x = torch.rand(2, 3, side, side, generator=g) * 2 - 1
     if ours.quantize:  # codes spread like the latents they stand for
-        ours.quantize.embedding.weight.data.mul_(2)
-    theirs.load_state_dict(renamed(ours.state_dict(), diffusers_name(levels)), strict=True)
+        with torch.no_grad():
+            z, codes = ours.encode(x), ours.quantize.embedding.weight
+            codes.copy_(z.mean((0, 2, 3)) + z.std((0, 2, 3)) * torch.randn(codes.shape, generator=g))
+    theirs.load_state_dict(renamed(ours.state_dict(), rename), strict=True)
     theirs.eval()
+    for name, norm in ours.named_modules():  # eps moves the output by 1e-6, which no output could tell from rounding
+        if isinstance(norm, nn.GroupNorm):
+            other = theirs.get_submodule(rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight"))
+            assert (norm.eps, norm.num_groups) == (other.eps, other.num_groups), name
     again = Autoencoder.from_checkpoint({"first_stage_model." + k: v for k, v in ours.state_dict().items()}
                                         | {"first_stage_model.loss.discriminator.weight": torch.zeros(3)})
-    x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
     with torch.no_grad():
         z = again.encode(x)
+        assert not ours.quantize or len(again.quantize(z).flatten(2).unique(dim=2)[0, 0]) > z[0, 0].numel() // 4
         assert relative_error(z, encode(theirs, x)) < 1e-4
         assert relative_error(again.decode(z), theirs.decode(z).sample) < 1e-4
 
@@ -59,10 +72,11 @@ def test_vq_f4_encodes_and_decodes_as_diffusers():
 
 
 def test_vq_f8_with_attention_in_its_last_level_equals_diffusers():
-    ours = Autoencoder(channels=128, mult=(1, 2, 2, 4), attention=(False, False, False, True), z_channels=4, embed_dim=4,
-                       codes=16384)
-    theirs = VQModel(block_out_channels=(128, 256, 256, 512), layers_per_block=2, latent_channels=4, num_vq_embeddings=16384,
-                     vq_embed_dim=4, down_block_types=(*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"),
+    ours = Autoencoder(channels=128, mult=(1, 2, 2, 4), attention=(False, False, False, True), z_channels=4,
+                       embed_dim=4, codes=16384)
+    theirs = VQModel(block_out_channels=(128, 256, 256, 512), layers_per_block=2, latent_channels=4,
+                     num_vq_embeddings=16384, vq_embed_dim=4,
+                     down_block_types=(*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"),
                      up_block_types=("AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 3))
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latents)
 
@@ -70,7 +84,8 @@ def test_vq_f8_with_attention_in_its_last_level_equals_diffusers():
 def test_kl_f8_encodes_to_the_mean_and_decodes_as_diffusers():
     ours = Autoencoder(mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, codes=None)
     assert sum(p.numel() for p in ours.parameters()) == 83_653_863
-    theirs = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, **plain_blocks(4))
+    theirs = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+                           **plain_blocks(4))
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latent_dist.mean)
 
 
@@ -106,5 +121,9 @@ def test_what_does_not_fit_is_an_error():
         small().encode(torch.zeros(1, 3, 15, 16))
     with pytest.raises(ValueError, match="no LDM autoencoder"):
         Autoencoder.from_checkpoint({"encoder.weight": torch.zeros(1)})
+    state = small().state_dict()
+    with pytest.raises(RuntimeError, match="Unexpected key.*surplus"):
+        Autoencoder.from_checkpoint(state | {"decoder.surplus": torch.zeros(1)}, prefix="")
+    del state["decoder.conv_out.bias"]
     with pytest.raises(RuntimeError, match="Missing key.*conv_out"):
-        Autoencoder.from_checkpoint({k: v for k, v in small().state_dict().items() if k != "decoder.conv_out.bias"}, prefix="")
+        Autoencoder.from_checkpoint(state, prefix="")

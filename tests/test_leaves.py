@@ -35,9 +35,15 @@ def test_a_leaf_copied_alone_runs_the_lines_of_its_header(leaf, tmp_path):
     (tmp_path / f"{leaf}.py").write_text(source)
     usage = textwrap.dedent(ast.get_docstring(ast.parse(source), clean=True).split("Usage:\n", 1)[1])
     assert f"from {leaf} import" in usage
-    # the folder comes first, as it does for a script that lies in it; the installed package is out of reach
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules['tinyanl'] = None\n{usage}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    # -I: no PYTHONPATH. The folder comes first, as for a script that lies in it; an installed package is out of reach
+    code = f"""import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules["tinyanl"] = None
+try:
+    import tinyanl
+    sys.exit("tinyanl can be imported, so nothing here would show that the leaf stands alone")
+except ImportError:
+    pass
+{usage}"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout, done.stderr
 
 

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from tinyanl.schedule import add_noise, ddim, ddim_timesteps, ddpm, ldm_alpha_bar
 
-LDM = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195, clip_sample=False)
+LDM = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
+           clip_sample=False)
 
 
 def fake_model(z, t):
@@ -69,8 +70,9 @@ def test_ddim_equals_diffusers_at_every_step(eta, steps):
 def test_ddpm_equals_diffusers_at_every_step():
     theirs = DDPMScheduler(**LDM, variance_type="fixed_small")
     theirs.alphas_cumprod = ldm_alpha_bar()
-    theirs.betas = 1 - theirs.alphas_cumprod / torch.cat([torch.ones(1, dtype=torch.float64), theirs.alphas_cumprod[:-1]])
-    theirs.alphas, theirs.one = 1 - theirs.betas, torch.tensor(1.0, dtype=torch.float64)
+    theirs.one = torch.tensor(1.0, dtype=torch.float64)
+    theirs.alphas = theirs.alphas_cumprod / torch.cat([theirs.one.view(1), theirs.alphas_cumprod[:-1]])
+    theirs.betas = 1 - theirs.alphas
     theirs.set_timesteps(1000)
     z, generator = noise(), torch.Generator().manual_seed(7)
     ours = ddpm(fake_model, noise(), ldm_alpha_bar(), torch.Generator().manual_seed(7))
@@ -103,10 +105,27 @@ def test_an_exact_denoiser_gives_back_its_distribution(name):
     assert abs(z.mean().item() - 3) < 0.05 and abs(z.std().item() - 0.5) < 0.05
 
 
+def test_ddim_moves_each_noise_along_the_exact_path():
+    """Deterministic DDIM integrates an ODE to first order: a Gaussian keeps its quantiles from the first timestep to
+    alpha_bar[0], with an error that halves as the steps double."""
+    mean, std, alpha_bar, errors = 3.0, 0.5, ldm_alpha_bar(), []
+    noise = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
+    for steps in (125, 250, 500):
+        *_, (_, z, _) = ddim(gaussian_denoiser(mean, std), noise, alpha_bar, steps)
+        first, last = alpha_bar[ddim_timesteps(1000, steps)[-1]], alpha_bar[0]
+        spread = ((last * std**2 + 1 - last) / (first * std**2 + 1 - first)).sqrt()
+        exact = last.sqrt() * mean + spread * (noise - first.sqrt() * mean)
+        errors.append((z - exact).abs().max().item())
+    assert errors[-1] < 0.02 and all(1.8 < a / b < 2.1 for a, b in zip(errors, errors[1:])), errors
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_latents_keep_their_type(dtype):
-    for t, z, z0 in ddim(fake_model, noise(0, torch.float32).to(dtype), ldm_alpha_bar(), 2, 1.0):
-        assert z.dtype == z0.dtype == dtype
+    z_T = noise(0, torch.float32).to(dtype)
+    assert add_noise(z_T, torch.tensor([0, 999]), z_T, ldm_alpha_bar()).dtype == dtype
+    for sampler in (ddim(fake_model, z_T, ldm_alpha_bar(), 2), ddim(fake_model, z_T, ldm_alpha_bar(), 2, 1.0),
+                    ddpm(fake_model, z_T, ldm_alpha_bar(steps=20))):
+        assert all(z.dtype == z0.dtype == dtype for _, z, z0 in sampler)
 
 
 def test_samplers_build_no_graph():
