@@ -31,12 +31,12 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
     cond = mask_condition(cond, mask_rate, generator)
-    pictures = []
+    pictures, alpha_bar = [], ldm_alpha_bar()
     chunks = list(zip(noise.split(batch), cond.split(batch)))
     with tqdm(total=len(chunks) * steps, desc="sampling", leave=False, delay=2) as bar:
         for z, c in chunks:
             model = guided(run.bind, c, torch.zeros_like(c[:1]), guidance)
-            for _, z, _ in ddim(model, z.to(run.base.device), ldm_alpha_bar(), steps, eta, generator):
+            for _, z, _ in ddim(model, z.to(run.base.device), alpha_bar, steps, eta, generator):
                 bar.update()
             pictures.append(run.base.autoencoder.decode(z).clamp(-1, 1).cpu())
     return torch.cat(pictures)
@@ -53,11 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     what = p.add_mutually_exclusive_group()
     what.add_argument("--like", type=Path, help="picture, or folder of pictures used in turn")
     what.add_argument("--text", nargs="+", help="prompts, used in turn; neither --like nor --text: unconditional")
-    p.add_argument("--mask-rate", type=float, default=0.0, help="hidden share of the condition, 0 to 1 (default 0)")
-    p.add_argument("--guidance", type=float, default=1.0, help="1: none; more exaggerates the condition (default 1)")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default 50)")
-    p.add_argument("--n", type=int, default=16, help="pictures (default 16)")
-    p.add_argument("--seed", type=int, default=0, help="(default 0)")
+    p.add_argument("--mask-rate", type=float, default=0.0, help="hidden share of the condition (default %(default)s)")
+    p.add_argument("--guidance", type=float, default=1.0, help="1: none, more: exaggerates (default %(default)s)")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
+    p.add_argument("--n", type=int, default=16, help="pictures (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
     p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")

@@ -148,6 +148,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
     statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
                   "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0)}
+    adapter = {"config": config, "fingerprints": base.fingerprints(), **statistics}
     live = Run(base, anls, config=config, **statistics)
     ema = Run(base, copy.deepcopy(anls).requires_grad_(False), config=config, **statistics)
     latents, cond = latents.to(base.device), live.condition(embeddings)
@@ -200,8 +201,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
         if done % save_every == 0 or done == steps:
             save({"step": done, "live": anls.state_dict(), "ema": ema.anls.state_dict(),
                   "optimizer": optimizer.state_dict(), "frames": frames, "log": log}, out / "state.pt")
-            save({"step": done, "anls": ema.anls.state_dict(), "config": config, **statistics,
-                  "fingerprints": base.fingerprints()}, out / "adapter.pt")
+            save({"step": done, "anls": ema.anls.state_dict(), **adapter}, out / "adapter.pt")
     print(f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
           f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
     return out
@@ -211,19 +211,19 @@ def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
     p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
-    p.add_argument("--tune", default="anl", choices=["anl"], help="what is trained (default anl)")
-    p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default 1000)")
-    p.add_argument("--batch", type=int, default=32, help="pictures a step (default 32)")
+    p.add_argument("--tune", default="anl", choices=["anl"], help="what is trained (default %(default)s)")
+    p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
+    p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
     p.add_argument("--lr", type=float, help="constant learning rate (default: 2e-3 embedded, 1e-4 released weights)")
-    p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default 1)")
-    p.add_argument("--ratio", type=int, default=4, help="width of the non-linear mapping over its block's (default 4)")
-    p.add_argument("--train-mask", type=float, default=0.0, help="share of samples with a partial mask (default 0)")
+    p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
+    p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
+    p.add_argument("--train-mask", type=float, default=0.0, help="share that is partly masked (default %(default)s)")
     p.add_argument("--out", type=Path, help="run folder (default: runs/ and the name of the data folder)")
     p.add_argument("--resume", action="store_true", help="continue the run in --out; start at 0 where there is none")
     p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     p.add_argument("--sample-every", type=int, help="steps between sample grids (default: an eighth of the steps)")
     p.add_argument("--save-every", type=int, help="steps between saves (default: as --sample-every)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (default 0)")
+    p.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
     p.add_argument("--compile", action="store_true", help="torch.compile the training step")
     p.add_argument("--dry-run", action="store_true", help="check and say everything, train nothing, write nothing")
