@@ -1,22 +1,19 @@
 """The ANL block: identity at the start, its counts, what one token means, and attention by hand."""
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from parity import randomise
 from torch.testing import assert_close
 
-import tinyanl
 from tinyanl.anl import ANL, HEAD, ANLs
+from tinyanl.models import EMBEDDED
 from tinyanl.unet import UNet
 
-EMBEDDED = Path(tinyanl.__file__).parent / "assets" / "emoji64" / "ldm.ckpt"
 
 
 @pytest.fixture(scope="module")
 def embedded():
-    state = torch.load(EMBEDDED, weights_only=True)["state_dict"]
+    state = torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]
     unet = UNet.from_checkpoint(state).requires_grad_(False)
     return unet, state["cond_stage_model.embedding.weight"][-1].float().expand(2, 1, -1)
 

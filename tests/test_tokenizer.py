@@ -6,11 +6,11 @@ import open_clip.tokenizer
 import pytest
 import torch
 
-import tinyanl
+from tinyanl.models import EMBEDDED as ASSETS
 from tinyanl.tokenizer import Tokenizer
 
+EMBEDDED = ASSETS / "merges.txt.gz"
 RELEASED = Path(open_clip.tokenizer.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
-EMBEDDED = Path(tinyanl.__file__).parent / "assets" / "emoji64" / "merges.txt.gz"
 AWKWARD = """a photo of a cat.|A PHOTO OF A CAT!|  leading and   inner\t white\nspace  |don't|DON'T|I'LL we'VE they'Re he'D she'S I'm
 it's 5 o'clock|rock'n'roll|'s|''s|'' '|"quoted"|“curly” ‘quotes’|em—dash – en-dash - hyphen|ellipsis… and ...|1234567890|3.14159|1,000,000
 ½ ² ³ ① Ⅷ|x_y_z __init__|under_score|snake_case_and-kebab|C++ && C#|a/b\\c|50% off|$9.99 €10 £5 ¥7|#hashtag @user|user@example.com

@@ -1,6 +1,4 @@
 """The U-Net against diffusers at full published size, released keys, sites, averaged weights, and its sense of time."""
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -8,10 +6,9 @@ from parity import randomise, relative_error, renamed
 from torch import nn
 from torch.testing import assert_close
 
-import tinyanl
+from tinyanl.models import EMBEDDED
 from tinyanl.unet import FeedForward, ResBlock, SpatialTransformer, UNet, Upsample
 
-EMBEDDED = Path(tinyanl.__file__).parent / "assets" / "emoji64" / "ldm.ckpt"
 SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
 SITES |= {"mid_0": 960, "mid_1": 960}
 SITES |= {f"out_{i}": c for i, c in enumerate([960] * 3 + [576] * 3 + [384] * 3 + [192] * 3)}
@@ -189,7 +186,7 @@ def sense_of_time(block: ResBlock, h, early, late):
 def test_every_residual_changes_with_time(name, count, cin256_v2):
     """The embedded U-Net with its own weights, the published one with random weights; hidden states of a real pass."""
     embedded = name == "embedded"
-    unet = UNet.from_checkpoint(torch.load(EMBEDDED, weights_only=True)["state_dict"]) if embedded else cin256_v2
+    unet = UNet.from_checkpoint(torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]) if embedded else cin256_v2
     blocks, inputs = [m for m in unet.modules() if isinstance(m, ResBlock)], {}
     hooks = [block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2])) for block in blocks]
     z = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
