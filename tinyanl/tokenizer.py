@@ -15,6 +15,7 @@ Copy this file alone: it needs torch, ftfy and regex, nothing else of tinyanl. U
 import gzip
 import html
 import zlib
+from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def read_merges(path: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
+def join(symbols: list[str], pair: tuple[str, str]) -> list[str]:
+    """Wherever the two symbols of the pair stand side by side, from the left, they become one."""
+    joined, i = [], 0
+    while i < len(symbols):
+        step = 2 if tuple(symbols[i:i + 2]) == pair else 1
+        joined.append("".join(symbols[i:i + step]))
+        i += step
+    return joined
+
+
+def spell(word: str) -> list[str]:
+    """A word in symbols, before any merge: one per byte, the last one marked."""
+    symbols = [BYTES[b] for b in word.encode()]
+    return [*symbols[:-1], symbols[-1] + "</w>"]
+
+
 class Tokenizer:
     """Text -> ids. `start`, `end`, `vocab_size` follow from the merges: 49406, 49407, 49408 with the released file."""
 
@@ -69,16 +86,29 @@ class Tokenizer:
         self.words = {START: [self.start], END: [self.end]}  # words met so far; these two are never cut
 
     def _encode_word(self, word: str) -> list[int]:
-        symbols = [BYTES[b] for b in word.encode()]
-        symbols[-1] += "</w>"
+        symbols = spell(word)
         while best := min((p for p in pairwise(symbols) if p in self.ranks), key=self.ranks.get, default=None):
-            joined, i = [], 0
-            while i < len(symbols):
-                step = 2 if tuple(symbols[i:i + 2]) == best else 1
-                joined.append("".join(symbols[i:i + step]))
-                i += step
-            symbols = joined
+            symbols = join(symbols, best)
         return [self.ids[s] for s in symbols]
+
+    @classmethod
+    def learn(cls, texts: list[str], n: int, path: Path) -> "Tokenizer":
+        """Learn up to n merges from texts and write them to `path`, gzipped: ever the most frequent pair of neighbours,
+        algorithm 1 of Sennrich et al."""
+        counts = Counter(word for text in texts for word in WORD.findall(clean(text)))
+        words, merges = {word: spell(word) for word in counts}, []
+        while len(merges) < n:
+            pairs = Counter()
+            for word, symbols in words.items():
+                for pair in pairwise(symbols):
+                    pairs[pair] += counts[word]
+            if not pairs:
+                break
+            merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # of equals, the last in the alphabet
+            words = {word: join(symbols, merges[-1]) for word, symbols in words.items()}
+        lines = ["#version: learned by tinyanl", *map(" ".join, merges), ""]
+        path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
+        return cls(path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the cleaned text, without start and end."""
