@@ -100,11 +100,14 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor, layers: int | None = None) -> Tensor:
+        """What the tower makes of the class token and every patch after some of its layers (None: all), (B N W)."""
         x = rearrange(self.conv1(x), "b w i j -> b (i j) w")                                  # B N-1 W
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)                 # B N W
-        x = self.transformer(self.ln_pre(x + self.positional_embedding))
-        return self.ln_post(x[:, 0]) @ self.proj                                              # B D
+        return self.transformer.resblocks[:layers](self.ln_pre(x + self.positional_embedding))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.ln_post(self.tokens(x)[:, 0]) @ self.proj                                 # B D
 
 
 class CLIP(nn.Module):
@@ -159,6 +162,16 @@ class CLIP(nn.Module):
         image = TF.resize(image, self.resolution, InterpolationMode.BICUBIC)  # the shorter side
         image = TF.center_crop(image, self.resolution).convert("RGB")
         return TF.normalize(TF.to_tensor(image), MEAN, STD)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Pictures (B 3 R R) in [-1, 1] -> what encode_image takes."""
+        return TF.normalize((x + 1) / 2, MEAN, STD)
+
+    @torch.no_grad()
+    def embed(self, x: Tensor, batch: int = 256) -> Tensor:
+        """Pictures (N 3 R R) in [-1, 1] -> unit embeddings (N D) on the CPU."""
+        parts = [self.encode_image(self.normalize(part.to(self.logit_scale.device))) for part in x.split(batch)]
+        return F.normalize(torch.cat(parts), dim=-1).cpu()
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Preprocessed images (B 3 R R) -> embeddings (B D). ValueError for another size."""
