@@ -6,6 +6,7 @@
 import argparse
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,10 +18,22 @@ from tqdm import tqdm
 from .data import describe, scan
 from .masking import guided, mask_condition
 from .models import Run, embed_texts, encode, load_run
-from .schedule import ddim, ldm_alpha_bar
+from .schedule import Denoiser, ddim, ldm_alpha_bar
 
 
 @torch.no_grad()
+def denoise(bind: Callable[[Tensor], Denoiser], decode: Callable[[Tensor], Tensor], noise: Tensor, cond: Tensor,
+            null: Tensor, guidance: float, steps: int, eta: float, generator: torch.Generator, batch: int) -> Tensor:
+    """Noise (B C h w) and conditions (B ...), null (1 ...) -> pictures (B 3 S S) in [-1, 1] on the CPU, by DDIM."""
+    pictures, alpha_bar, chunks = [], ldm_alpha_bar(), list(zip(noise.split(batch), cond.split(batch)))
+    with tqdm(total=len(chunks) * steps, desc="sampling", leave=False, delay=2) as bar:
+        for z, c in chunks:
+            for _, z, _ in ddim(guided(bind, c, null, guidance), z, alpha_bar, steps, eta, generator):
+                bar.update()
+            pictures.append(decode(z).clamp(-1, 1).cpu())
+    return torch.cat(pictures)
+
+
 def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50, seed: int = 0,
            eta: float = 1.0, batch: int = 32) -> Tensor:
     """Conditions (B D) -> pictures (B 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros is unconditional.
@@ -31,15 +44,8 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
     cond = mask_condition(cond, mask_rate, generator)
-    pictures, alpha_bar = [], ldm_alpha_bar()
-    chunks = list(zip(noise.split(batch), cond.split(batch)))
-    with tqdm(total=len(chunks) * steps, desc="sampling", leave=False, delay=2) as bar:
-        for z, c in chunks:
-            model = guided(run.bind, c, torch.zeros_like(c[:1]), guidance)
-            for _, z, _ in ddim(model, z.to(run.base.device), alpha_bar, steps, eta, generator):
-                bar.update()
-            pictures.append(run.base.autoencoder.decode(z).clamp(-1, 1).cpu())
-    return torch.cat(pictures)
+    return denoise(run.bind, run.base.autoencoder.decode, noise.to(run.base.device), cond, torch.zeros_like(cond[:1]),
+                   guidance, steps, eta, generator, batch)
 
 
 def to_uint8(x: Tensor) -> Tensor:
