@@ -50,6 +50,11 @@ class Base:
         return {part: fingerprint(getattr(self, part)) for part in ("unet", "autoencoder", "clip")}
 
 
+def generator(seed: int, step: int) -> torch.Generator:
+    """The source of all randomness of a training step, on the CPU: a resumed run needs no random states."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 def pick_device(device: str | None = None) -> torch.device:
     """The device named, else CUDA, else MPS, else the CPU."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .anl import ANLs
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
-from .models import NEUTRAL, Base, Run, embed_texts, encode, load_base, save
+from .models import NEUTRAL, Base, Run, embed_texts, encode, generator, load_base, save
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 
@@ -57,7 +57,7 @@ def held_out_batch(latents: Tensor, cond: Tensor, size: int = 64) -> tuple[Tenso
 def training_batch(latents: Tensor, cond: Tensor, batch: int, train_mask: float, seed: int,
                    step: int) -> tuple[Tensor, ...]:
     """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone."""
-    g = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    g = generator(seed, step)
     i = torch.randint(len(latents), (batch,), generator=g)
     t = torch.randint(1000, (batch,), generator=g)
     eps = torch.randn(batch, *latents.shape[1:], generator=g)
