@@ -5,7 +5,7 @@
     python build_emoji.py ./emoji *.tgz
 
 Needs pillow and tqdm. Left out: flags, symbols, people and bodies, and everything that tells the time. Licences of the
-pictures: README.md beside this file.
+pictures: emoji64/README.md.
 """
 import argparse
 import io
