@@ -73,6 +73,9 @@ def test_too_long_is_an_error_that_counts_and_wrong_files_are_named(tmp_path):
     tokenizer = Tokenizer(EMBEDDED)
     with pytest.raises(ValueError, match="rose rose"):
         tokenizer("rose " * 100, context_length=32)
+    cut = tokenizer(["rose " * 100, "rose"], context_length=32, cut=True)
+    assert cut[0].tolist() == [tokenizer.start, *tokenizer.encode("rose " * 100)[:30], tokenizer.end]
+    assert torch.equal(cut[1], tokenizer("rose", 32)[0])
     (tmp_path / "no.txt").write_text("just text\n")
     with pytest.raises(ValueError, match="no.txt is no merges file"):
         Tokenizer(tmp_path / "no.txt")

@@ -165,12 +165,13 @@ class CLIP(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         """Pictures (B 3 R R) in [-1, 1] -> what encode_image takes."""
-        return TF.normalize((x + 1) / 2, MEAN, STD)
+        mean, std = (torch.tensor(values, device=x.device).view(3, 1, 1) for values in (MEAN, STD))
+        return ((x + 1) / 2 - mean) / std
 
     @torch.no_grad()
     def embed(self, x: Tensor, batch: int = 256) -> Tensor:
         """Pictures (N 3 R R) in [-1, 1] -> unit embeddings (N D) on the CPU."""
-        parts = [self.encode_image(self.normalize(part.to(self.logit_scale.device))) for part in x.split(batch)]
+        parts = [self.encode_image(self.normalize(part.float().to(self.logit_scale.device))) for part in x.split(batch)]
         return F.normalize(torch.cat(parts), dim=-1).cpu()
 
     def encode_image(self, x: Tensor) -> Tensor:

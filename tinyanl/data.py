@@ -4,8 +4,8 @@
     DIR/cats/*.jpg DIR/dogs/*.jpg    every picture in one of two or more first-level sub-folders: classes
     DIR/metadata.jsonl               lines of {"file": "a.jpg", "text": "a rose"}: these files, in this order
 
-For pretraining, `read_art` takes the pictures of such a list as art, with "label" for "text" where they have none, and
-what there is of "tags" and "style"; `composite` turns and scales cut-outs and lays them on a new background each time.
+For pretraining, `read_art` takes the pictures of such a list as art, each with "text" or else the "label" of a thing,
+and maybe "tags", "style" and "subgroup"; `composite` turns and scales cut-outs on a new background at every look.
 Labels come from sub-folders (any other layout, a mixed one too, has no classes), captions from metadata.jsonl;
 pictures that it does not name are skipped. Hidden files are passed over, linked folders followed.
 
@@ -132,7 +132,7 @@ def to_square(picture: Image.Image, size: int) -> Tensor:
 class Art(NamedTuple):
     pixels: Tensor  # N 4 A A, uint8: colour times alpha, and alpha
     rows: list[dict]  # of metadata.jsonl, one per picture
-    chance: Tensor  # N: of being drawn; every folder has the same
+    chance: Tensor  # N, relative: every folder is drawn from equally often
 
     def where(self, keep: Callable[[int, dict], bool]) -> "Art":
         """The pictures for which keep(i, row) is true."""
@@ -141,6 +141,8 @@ class Art(NamedTuple):
 
     def split(self) -> tuple["Art", dict[str, "Art"]]:
         """Art to train on; and every tenth picture, held out: those with a text, those with a label."""
+        if len(self.rows) < 2:
+            raise ValueError(f"no pictures are left to train on: of {len(self.rows)}, every tenth is held out")
         held = {"pictures with text": self.where(lambda i, row: i % 10 == 0 and row["text"]),
                 "pictures with label": self.where(lambda i, row: i % 10 == 0 and not row["text"])}
         return self.where(lambda i, row: i % 10), {name: art for name, art in held.items() if art.rows}
@@ -156,12 +158,16 @@ def read_art(folders: list[Path], side: int = 80) -> Art:
         for row in tqdm(found, "reading art", leave=False, delay=5):
             try:
                 row["path"], row["label"] = Path(folder) / row["file"], row.get("label", "picture")
+                row["tags"], row["subgroup"] = row.get("tags") or [], row.get("subgroup") or ""
+                if not all(isinstance(x, str) for x in (row["label"], row["subgroup"], *row["tags"])):
+                    raise ValueError('"label", "subgroup" and each of "tags" must be text')
                 with Image.open(row["path"]) as picture:
-                    picture = picture.convert("RGBA")
+                    picture = ImageOps.exif_transpose(picture).convert("RGBA")
             except Exception as error:
                 raise ValueError(f"{row['path']}: {error}: mend it or take its line out") from error
             frame = int(picture.getchannel("A").getextrema()[0] < 255)  # transparent, around what is cut out
-            x = TF.pil_to_tensor(picture.resize((side - 2 * frame,) * 2, Image.Resampling.LANCZOS))
+            fit = ImageOps.pad if frame else ImageOps.fit
+            x = TF.pil_to_tensor(fit(picture, (side - 2 * frame,) * 2, Image.Resampling.LANCZOS))
             x = F.pad(x, [frame] * 4)                                                         # 4 A A
             pixels.append(torch.cat([(x[:3].float() * x[3:] / 255).round().byte(), x[3:]]))
         rows += found
@@ -174,6 +180,8 @@ def composite(art: Art, n: int | Tensor, size: int, g: torch.Generator) -> tuple
 
     Returns x (B 3 S S) in [-1, 1], their indices (B,), and the colour behind each, None where it is not one colour.
     Backgrounds are plain, linear gradients and blurred close-ups of other art; opaque pictures are only mirrored."""
+    if not art.rows:
+        raise ValueError("no pictures are left to draw from, once the families held out of the U-Net are gone")
     index = torch.multinomial(art.chance, n, replacement=True, generator=g) if isinstance(n, int) else n
     b = len(index)
 
@@ -186,9 +194,11 @@ def composite(art: Art, n: int | Tensor, size: int, g: torch.Generator) -> tuple
     mirror, shift = uniform(0, 1).round() * 2 - 1, uniform(-1, 1, 2) * (1 - scale)[:, None]
     cos, sin = angle.cos() / scale, angle.sin() / scale
     turn = torch.stack([cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3)
-    grid = F.affine_grid(turn, [b, 4, 2 * size, 2 * size], align_corners=False)  # twice as fine: smooth edges
-    front = F.avg_pool2d(F.grid_sample(pixels, grid, "bicubic", "border", align_corners=False), 2)  # B 4 S S
-    front = front.clamp(0, 1)
+    fine = []  # drawn twice as large: smooth edges
+    for part, theta in zip(pixels.split(256), turn.split(256)):
+        grid = F.affine_grid(theta, [len(part), 4, 2 * size, 2 * size], align_corners=False)
+        fine.append(F.avg_pool2d(F.grid_sample(part, grid, "bicubic", "border", align_corners=False), 2))
+    front = torch.cat(fine).clamp(0, 1)                                                   # B 4 S S
 
     pick = torch.randint(len(COLOURS), (2, b), generator=g)
     ends = torch.tensor(list(COLOURS.values()))[pick] / 255 + torch.randn(2, b, 3, generator=g) * 0.04
@@ -207,7 +217,7 @@ def composite(art: Art, n: int | Tensor, size: int, g: torch.Generator) -> tuple
 
 def say(row: dict, behind: str | None, dice: random.Random) -> tuple[str, str]:
     """One of the captions of a picture of art, and all that could be said of it. behind: a colour, from `composite`."""
-    style, tags = STYLES.get(row.get("style"), "a picture"), row.get("tags", [])
+    style, tags = STYLES.get(row.get("style"), "a picture"), row["tags"]
     name, ground = row["text"] or f"a {row['label']}", f" on a {behind} background" if behind else ""
     if tags and dice.random() < 0.25:
         some = dice.sample(tags, min(len(tags), dice.choice([1, 2])))

@@ -176,42 +176,44 @@ def draw(seed: int, size: int = 64) -> tuple[Image.Image, str]:
     return picture, f"a {colour} {kind} {'on a stem ' if stem else ''}{words}"
 
 
-def save(folder: Path, pictures: Iterable[tuple[Image.Image, str, list[str]]], n: int) -> None:
-    """Save n pictures with their captions and tags. FileExistsError if the folder is not empty."""
+def save(folder: Path, pictures: Iterable[tuple[Image.Image, dict]], n: int) -> None:
+    """Save pictures, of which there are n, and metadata.jsonl. FileExistsError if the folder is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty or no folder: choose a new name, or move it away first")
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
-    for i, (picture, text, tags) in enumerate(tqdm(pictures, "drawing", total=n, unit="picture")):
+    for i, (picture, row) in enumerate(tqdm(pictures, "drawing", total=n, unit="picture")):
         picture.save(folder / f"{i:05d}.png")
-        lines.append(json.dumps({"file": f"{i:05d}.png", "text": text, "tags": tags}) + "\n")
+        lines.append(json.dumps({"file": f"{i:05d}.png", **row}) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def place(cut_outs: list[tuple[Path, str]], folder: Path, size: int = 64, seed: int = 0) -> None:
-    """A data set like the flowers, of other things: pictures with alpha and their names, laid on BACKGROUNDS."""
+def place(rows: list[dict], folder: Path, size: int = 64, seed: int = 0) -> None:
+    """A data set like the flowers, of other things: cut-outs, rows of "path", "label", "subgroup", on BACKGROUNDS."""
     def laid():
-        for path, name in cut_outs:
+        for row in rows:
             words, side = rng.choice(list(BACKGROUNDS)), rng.randint(3 * size, 4 * size)
             page = background(words, rng, 4 * size, hue=rng.random())
-            front = Image.open(path).convert("RGBA").resize((side, side), Image.Resampling.LANCZOS)
+            front = ImageOps.pad(Image.open(row["path"]).convert("RGBA"), (side, side), color=(0, 0, 0, 0))
             page.paste(front, (rng.randint(0, 4 * size - side), rng.randint(0, 4 * size - side)), front)
-            yield page.resize((size, size), Image.Resampling.LANCZOS), f"a {name} {words}", [name]
+            yield page.resize((size, size), Image.Resampling.LANCZOS), {
+                "text": f"a {row['label']} {words}", "tags": [row["label"]], "subgroup": row["subgroup"]}
 
     rng = random.Random(f"{folder.name} {seed}")
-    save(folder, laid(), len(cut_outs))
+    save(folder, laid(), len(rows))
 
 
 def write(folder: str | Path, n: int = 200, size: int = 64, seed: int = 0) -> None:
-    """Writes n flowers, 00000.png and on, and metadata.jsonl, a line {"file", "text", "tags"} each. Different seeds
-    share no flower. ValueError for too small an n or size, FileExistsError if the folder is not empty."""
+    """Writes n flowers, 00000.png and on, and metadata.jsonl, {"file", "text", "tags", "subgroup"} a line. Different
+    seeds share no flower. ValueError for too small an n or size, FileExistsError if the folder is not empty."""
     if n < 1 or size < 16:
         raise ValueError(f"n={n}, size={size}: ask for at least 1 flower of at least 16 pixels")
 
     def drawn():
         for i in range(n):
             picture, text = draw(random.Random(f"{seed}/{i}").getrandbits(40) * len(KINDS) + i, size)  # kind i % 6
-            yield picture, text, [word for word in (*COLOURS, *KINDS) if f" {word} " in f"{text} "] + ["flower"]
+            tags = [word for word in (*COLOURS, *KINDS) if f" {word} " in f"{text} "] + ["flower"]
+            yield picture, {"text": text, "tags": tags, "subgroup": "plant-flower"}
 
     save(Path(folder), drawn(), n)
 

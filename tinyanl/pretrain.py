@@ -6,15 +6,14 @@
     python -m tinyanl.pretrain families --data emoji --out .                                  ./faces, ./vehicles
 
 What a data folder holds: data.py; a "subgroup" is a class of the U-Net. Every tenth picture is kept from CLIP and the
-autoencoder, for their figures; FAMILIES are kept from the U-Net, to be transferred to. A part goes on where it was
-stopped, and shows in training/ what it can do. All randomness of a step is a function of (seed, step).
+autoencoder, for their figures; FAMILIES are kept from the U-Net, by their subgroups, to be transferred to. A part that
+was stopped goes on, and training/ shows what it can do. All randomness of a step is a function of (seed, step).
 B batch, N pictures, S picture side, C h w latent.
 """
 import argparse
 import inspect
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ from .clip import CLIP
 from .data import COLOURS, composite, read_art, say
 from .flowers import place
 from .metrics import frechet_distance, psnr, retrieval
-from .models import generator, pick_device, save
+from .models import fingerprint, generator, pick_device, save
 from .sample import denoise
 from .schedule import add_noise, ldm_alpha_bar
 from .tokenizer import Tokenizer
@@ -38,28 +37,25 @@ from .weights import load_checkpoint
 
 SIZE, CONTEXT, MERGES, CODES = 64, 32, 1534, 16384  # pixels, tokens of a caption, merges, codes of the first stage
 FAMILIES = {"flowers": "plant-flower", "faces": "face-", "vehicles": "transport-ground"}  # how their subgroups begin
-LEARNING_RATE, EMA_DECAY, SAVE_EVERY, ALPHA_BAR = 1e-3, 0.999, 500, ldm_alpha_bar()
-show = partial(save_image, nrow=12, normalize=True, value_range=(-1, 1))  # (pictures, path)
+LEARNING_RATE, SAVE_EVERY, ALPHA_BAR = 1e-3, 500, ldm_alpha_bar()
+show = lambda x, path, nrow=12: save_image(x, path, nrow=nrow, normalize=True, value_range=(-1, 1))
+frozen = lambda kind, path: kind.from_checkpoint(load_checkpoint(path)).requires_grad_(False).to(pick_device())
 
 
 def store(path: Path, parts: dict[str, nn.Module]) -> None:
-    """Modules by prefix, in fp16, in the released container: CLIP's has no prefix and no "state_dict" around it."""
-    state = {prefix + k: v.half() for prefix, part in parts.items() for k, v in part.state_dict().items()}
+    """Modules by prefix, in fp16, in the released container: CLIP's has no prefix and nothing around it."""
+    state = {prefix + k: v.half().cpu() for prefix, part in parts.items() for k, v in part.state_dict().items()}
     save(state if "" in parts else {"state_dict": state | {"image_size": torch.tensor(SIZE)}}, path)
 
 
-def frozen(kind: type, path: Path) -> nn.Module:
-    return kind.from_checkpoint(load_checkpoint(path)).requires_grad_(False).to(pick_device())
-
-
 def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ...]], loss_of: Callable[..., Tensor],
-        path: Path, steps: int, seed: int, fast: bool, **config: int) -> nn.Module:
+        path: Path, steps: int, seed: int, fast: bool, **config: int | str) -> nn.Module:
     """Minimise loss_of(model, *batch_of(g)) by AdamW, one cycle of the learning rate -> averaged model, in fp16 values.
     `path` keeps the state; a run with the same settings goes on from it. ValueError: it has other settings."""
     device, model = pick_device(), model.to(pick_device())
-    ema = AveragedModel(model, avg_fn=lambda old, new, n: old.lerp(new, 1 - min(EMA_DECAY, (1 + n) / (10 + n))))
+    ema = AveragedModel(model, avg_fn=lambda old, new, n: old.lerp(new, 9 / (10 + n)))  # about the last ninth of a run
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
-    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.1, cycle_momentum=False)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=0.11, cycle_momentum=False)
     kept = {"model": model, "ema": ema, "optimizer": optimizer, "cycle": cycle}
     start, config = 0, {"steps": steps, "seed": seed, **config}
     if path.exists():
@@ -69,11 +65,11 @@ def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ..
         for name, thing in kept.items():
             thing.load_state_dict(state[name])
         start = state["step"]
-    loss_of = torch.compile(loss_of) if fast else loss_of
+    loss_of = torch.autocast(device.type, torch.bfloat16, enabled=fast)(torch.compile(loss_of) if fast else loss_of)
+    path.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(range(start, steps), path.stem, initial=start, total=steps)
     for step in bar:
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            loss = loss_of(model, *(x.to(device) for x in batch_of(generator(seed, step))))
+        loss = loss_of(model, *(x.to(device) for x in batch_of(generator(seed, step))))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -89,9 +85,8 @@ def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ..
 def clip(data: list[Path], out: Path, steps: int = 1200, batch: int = 512, seed: int = 0, fast: bool = False) -> dict:
     """CLIP's contrastive loss; a caption whose words are all in the description of another picture is no negative."""
     train, held = read_art(data).split()
-    (out / "training").mkdir(parents=True, exist_ok=True)
-    texts = [say(row, colour, random.Random(0))[1] for row in train.rows for colour in COLOURS]
-    tokenizer = Tokenizer.learn(texts, MERGES, out / "merges.txt.gz")
+    facts = [say(row, colour, random.Random(0))[1] for row in train.rows for colour in COLOURS]
+    tokenizer = Tokenizer.learn(facts, MERGES, out / "merges.txt.gz")
 
     def batch_of(g: torch.Generator) -> tuple[Tensor, ...]:
         x, index, behind = composite(train, batch, SIZE, g)
@@ -99,28 +94,30 @@ def clip(data: list[Path], out: Path, steps: int = 1200, batch: int = 512, seed:
         said, facts = zip(*(say(train.rows[i], colour, dice) for i, colour in zip(index.tolist(), behind)))
         words, facts = ([set(text.split()) for text in texts] for texts in (said, facts))
         true = torch.tensor([[some <= known for some in words] for known in facts])           # B pictures, B captions
-        return x, tokenizer(list(said), CONTEXT), true & ~torch.eye(batch, dtype=torch.bool)
+        return x, tokenizer(list(said), CONTEXT, cut=True), true & ~torch.eye(batch, dtype=torch.bool)
 
     def loss_of(model: CLIP, x: Tensor, tokens: Tensor, also_true: Tensor) -> Tensor:
         images, texts = model.encode_image(model.normalize(x)).float(), model.encode_text(tokens).float()
-        logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * model.logit_scale.exp().clamp(max=100)
+        with torch.autocast(x.device.type, enabled=False):  # bf16 tells logits of 100 apart by halves
+            logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * model.logit_scale.exp().clamp(max=100)
         logits, own = logits.masked_fill(also_true, -torch.inf), torch.arange(len(x), device=x.device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     torch.manual_seed(seed)
     model = CLIP(SIZE, 8, 192, 6, CONTEXT, tokenizer.vocab_size, 128, 4, 128)
-    model = fit(model, batch_of, loss_of, out / "training/clip.pt", steps, seed, fast, batch=batch).cpu()
+    path = out / "training/clip.pt"
+    model = fit(model, batch_of, loss_of, path, steps, seed, fast, batch=batch, data=str(data)).cpu()
     store(out / "clip.pt", {"": model})
     figures = {}
     for name, art in held.items():
         x, _, _ = composite(art, torch.arange(len(art.rows)), SIZE, generator(seed, steps))
         captions = [row["text"] or f"a {row['label']}" for row in art.rows]
         texts = sorted(set(captions))
-        images, words = model.embed(x), F.normalize(model.encode_text(tokenizer(texts, CONTEXT)), dim=-1)
+        images, words = model.embed(x), F.normalize(model.encode_text(tokenizer(texts, CONTEXT, cut=True)), dim=-1)
         truth = torch.tensor([texts.index(caption) for caption in captions])
         figures[f"retrieval of {len(texts)} captions by {len(x)} {name}"] = retrieval(images, words, truth)
-        every = slice(0, None, len(texts) // 8 + 1)
-        show(x[(words[every] @ images.T).topk(min(12, len(x))).indices.flatten()], out / f"training/clip {name}.png")
+        every, k = slice(0, None, len(texts) // 8 + 1), min(12, len(x))
+        show(x[(words[every] @ images.T).topk(k).indices.flatten()], out / f"training/clip {name}.png", nrow=k)
         print(f"the rows of 'clip {name}.png' are nearest to:", ", ".join(texts[every]))
     return figures
 
@@ -150,8 +147,9 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
         unlike = (look(y) - look(x)).square().sum(-1).mean()
         return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * unlike + white
 
-    model = fit(model, batch_of, loss_of, out / "training/autoencoder.pt", steps, seed, fast, batch=batch).cpu()
-    x, _, _ = composite(train, min(1024, steps * batch), SIZE, generator(seed, steps))
+    model = fit(model, batch_of, loss_of, out / "training/autoencoder.pt", steps, seed, fast, batch=batch,
+                critic=fingerprint(critic), init=str(init)).cpu()
+    x, _, _ = composite(train, max(CODES // 256, min(1024, steps * batch)), SIZE, generator(seed, steps))
     model.quantize.learn_codes(torch.cat([model.encode(part) for part in x.split(64)]))
     store(out / "ldm.ckpt", {"first_stage_model.": model})  # alone: a U-Net that was there knew other latents
     figures = {}
@@ -159,16 +157,17 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
         x, _, _ = composite(art, torch.arange(len(art.rows)), SIZE, generator(seed, steps))
         y = torch.cat([model.decode(model.encode(part)) for part in x.split(64)])
         figures[f"PSNR in dB, {len(x)} {name}"] = psnr(x, y)
-        show(torch.cat([x[:12], y[:12], x[12:24], y[12:24]]), out / f"training/autoencoder {name}.png")
+        show(torch.cat([x[:12], y[:12]]), out / f"training/autoencoder {name}.png", nrow=min(12, len(x)))
     return figures
 
 
 def paint(model: nn.ModuleDict, first_stage: Autoencoder, labels: Tensor, guidance: float, steps: int,
-          g: torch.Generator) -> Tensor:
+          g: torch.Generator, fast: bool) -> Tensor:
     """Labels (N,) -> pictures (N 3 S S) in [-1, 1] on the CPU, by DDIM with classifier-free guidance."""
     none = torch.tensor([model["classes"].num_embeddings - 1], device=labels.device)
     noise = torch.randn(len(labels), 3, SIZE // 4, SIZE // 4, generator=g).to(labels.device)
-    bind = lambda label: lambda z, t: model["unet"](z, t, model["classes"](label)[:, None])
+    unet = torch.autocast(labels.device.type, torch.bfloat16, enabled=fast)(model["unet"])
+    bind = lambda label: lambda z, t: unet(z, t, model["classes"](label)[:, None]).float()
     return denoise(bind, first_stage.decode, noise, labels, none, guidance, steps, 0.0, g, batch=64)
 
 
@@ -176,10 +175,10 @@ def unet(data: list[Path], out: Path, steps: int = 6000, batch: int = 128, seed:
          fast: bool = False) -> dict:
     """A class-conditional denoiser of latents, `looks` of them, encoded once. Its loss has weights min(SNR, 5) / SNR
     (Hang et al. 2023); an eighth of the labels says "no class", the last row of the embedding."""
-    art = read_art(data).where(lambda i, row: not row.get("subgroup", "").startswith(tuple(FAMILIES.values())))
+    art = read_art(data).where(lambda i, row: not row["subgroup"].startswith(tuple(FAMILIES.values())))
     device, first_stage, critic = pick_device(), frozen(Autoencoder, out / "ldm.ckpt"), frozen(CLIP, out / "clip.pt")
-    names = sorted({row.get("subgroup", "") for row in art.rows})
-    label_of = torch.tensor([names.index(row.get("subgroup", "")) for row in art.rows])
+    names = sorted({row["subgroup"] for row in art.rows})
+    label_of = torch.tensor([names.index(row["subgroup"]) for row in art.rows])
     latents, labels = [], []
     for i in tqdm(range(0, looks, 64), "encoding", unit_scale=64, unit="img"):
         x, index, _ = composite(art, 64, SIZE, generator(seed, -1 - i))
@@ -200,16 +199,16 @@ def unet(data: list[Path], out: Path, steps: int = 6000, batch: int = 128, seed:
     torch.manual_seed(seed)
     model = nn.ModuleDict({"unet": UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128),
                            "classes": nn.Embedding(len(names) + 1, 128)})
-    model = fit(model, batch_of, loss_of, out / "training/unet.pt", steps, seed, fast, batch=batch, looks=looks)
+    model = fit(model, batch_of, loss_of, out / "training/unet.pt", steps, seed, fast, batch=batch, looks=looks,
+                first_stage=fingerprint(first_stage))
     store(out / "ldm.ckpt", {"first_stage_model.": first_stage, "model.diffusion_model.": model["unet"],
                              "cond_stage_model.embedding.": model["classes"]})
     g, n = generator(seed, steps), min(5000, looks)
     shown = torch.randint(len(names), (min(96, looks),), generator=g).to(device)
     (fresh, index, _), (others, _, _) = composite(art, n, SIZE, g), composite(art, n, SIZE, g)
-    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-        show(paint(model, first_stage, shown, 2.0, 50, g), out / "training/unet.png")
-        again = torch.cat([first_stage.decode(first_stage.encode(x.to(device))) for x in fresh.split(64)]).clamp(-1, 1)
-        painted = paint(model, first_stage, label_of[index].to(device), 1.0, 25, g)
+    show(paint(model, first_stage, shown, 2.0, 50, g, fast), out / "training/unet.png")
+    again = torch.cat([first_stage.decode(first_stage.encode(x.to(device))) for x in fresh.split(64)]).clamp(-1, 1)
+    painted = paint(model, first_stage, label_of[index].to(device), 1.0, 25, g, fast)
     return {f"1000 x Frechet distance in CLIP space, {n} {name} and fresh pictures":
             1000 * frechet_distance(critic.embed(x), critic.embed(others))
             for name, x in (("fresh", fresh), ("reconstructed", again), ("sampled", painted))}
@@ -219,26 +218,27 @@ def families(data: list[Path], out: Path, seed: int = 0) -> dict:
     """Write out/faces and out/vehicles, pictures with captions to transfer to, on the drawn flowers' backgrounds."""
     rows, found = read_art(data).rows, {}
     for name in ("faces", "vehicles"):
-        found[name] = [(r["path"], r["label"]) for r in rows if r.get("subgroup", "").startswith(FAMILIES[name])]
+        found[name] = [row for row in rows if row["subgroup"].startswith(FAMILIES[name])]
         place(found[name], out / name, SIZE, seed)
-    return {f"pictures in {out / name}": len(cut_outs) for name, cut_outs in found.items()}
+    return {f"pictures in {out / name}": len(family) for name, family in found.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = p.add_subparsers(dest="part", required=True)
     parts = {part.__name__: part for part in (clip, autoencoder, unet, families)}
-    helps = {"data": "folders, drawn from equally often", "out": "folder to write to", "steps": "optimizer steps",
-             "batch": "pictures a step", "seed": "of everything random", "init": "weights folder to start from",
-             "looks": "latents to train on", "fast": "bf16 autocast and torch.compile"}
+    helps = {"steps": "optimizer steps", "batch": "pictures a step", "looks": "latents", "seed": "of all randomness",
+             "init": "folder of the ldm.ckpt to start from", "fast": "bf16 autocast and torch.compile"}
     for name, part in parts.items():
-        command = commands.add_parser(name, description=part.__doc__,
-                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-        for flag, parameter in inspect.signature(part).parameters.items():
-            how = {"action": "store_true"} if flag == "fast" else {"type": int if parameter.annotation is int else Path}
-            how |= {"required": True} if parameter.default is parameter.empty else {"default": parameter.default}
-            command.add_argument(f"--{flag}", **how | ({"nargs": "+"} if flag == "data" else {}), help=helps[flag])
+        command = commands.add_parser(name, description=part.__doc__)
+        command.add_argument("--data", type=Path, nargs="+", required=True, help="folders, drawn from equally often")
+        command.add_argument("--out", type=Path, required=True, help="folder to write to")
+        for flag, value in list(inspect.signature(part).parameters.items())[2:]:
+            how = {"action": "store_true"} if flag == "fast" else {"type": int if value.annotation is int else Path}
+            command.add_argument(f"--{flag}", **how, default=value.default, help=f"{helps[flag]} (default %(default)s)")
     args = vars(p.parse_args(argv))
+    if min(args.get("steps", 1), args.get("batch", 1), args.get("looks", 2) - 1) < 1:
+        p.error("--steps and --batch must be at least 1, --looks at least 2")
     try:
         for name, figure in parts[args.pop("part")](**args).items():
             print(f"{name}: {figure:.4g}")

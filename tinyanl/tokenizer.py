@@ -106,6 +106,7 @@ class Tokenizer:
                 break
             merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # of equals, the last in the alphabet
             words = {word: join(symbols, merges[-1]) for word, symbols in words.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["#version: learned by tinyanl", *map(" ".join, merges), ""]
         path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
         return cls(path)
@@ -127,12 +128,12 @@ class Tokenizer:
         to_byte = {c: b for b, c in BYTES.items()} | {" ": 32}
         return bytes(to_byte[c] for c in text).decode(errors="replace")
 
-    def __call__(self, texts: str | list[str], context_length: int = 77) -> Tensor:
-        """(B L) ids: start, text, end, padded with 0. ValueError if a text does not fit."""
+    def __call__(self, texts: str | list[str], context_length: int = 77, cut: bool = False) -> Tensor:
+        """(B L) ids: start, text, end, padded with 0. A text that does not fit is cut, or else a ValueError."""
         texts = [texts] if isinstance(texts, str) else texts
         out = torch.zeros(len(texts), context_length, dtype=torch.long)                       # B L
         for row, text in zip(out, texts):
-            ids = [self.start, *self.encode(text), self.end]
+            ids = [self.start, *self.encode(text)[: context_length - 2 if cut else None], self.end]
             if len(ids) > context_length:
                 raise ValueError(f"{len(ids)} tokens with start and end, the context holds {context_length}: {text!r}")
             row[:len(ids)] = torch.tensor(ids)

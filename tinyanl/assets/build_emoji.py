@@ -48,6 +48,8 @@ def main() -> None:
                     pictures[style, code(Path(member.name).name)] = archive.extractfile(member).read()
                 elif member.name in ("package/en/data.json", "package/meta/groups.json"):
                     texts[Path(member.name).stem] = json.load(archive.extractfile(member))
+    if len(texts) < 2 or {style for style, _ in pictures} != set(STYLES):
+        raise SystemExit(f"found {sorted({style for style, _ in pictures} | set(texts))}: name all four packages")
     names, lines = texts["groups"], []
     for emoji in tqdm(texts["data"], "cutting out"):
         group, subgroup = (names[kind].get(str(emoji.get(kind[:-1]))) for kind in ("groups", "subgroups"))
