@@ -28,7 +28,7 @@ from .models import NEUTRAL, Base, Run, embed_texts, encode, generator, load_bas
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 
-LEARNING_RATES = {"embedded": (2e-3, "lowest held-out loss of 1e-3, 2e-3, 3e-3 on 200 flowers, embedded model"),
+LEARNING_RATES = {"embedded": (2e-3, "lowest held-out loss of 1e-3, 2e-3, 3e-3 on an earlier embedded model"),
                   "released": (1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured for ANL there")}
 COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
