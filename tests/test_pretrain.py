@@ -159,6 +159,15 @@ def test_a_composite_is_the_picture_on_the_background_it_names(shapes):
     assert {(bool(one), colour is None) for colour, one in zip(behind, cut)} == {(1, 1), (1, 0), (0, 1)}
 
 
+def test_art_is_read_as_pictures_are_with_its_transparency_kept(tmp_path):
+    Image.new("I;16", (20, 20), 0x8080).save(tmp_path / "grey.png")  # convert() alone would make it white
+    Image.new("RGBA", (20, 10), (200, 100, 50, 128)).save(tmp_path / "glass.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file": "grey.png"}\n{"file": "glass.png"}')
+    grey, glass = read_art([tmp_path]).pixels
+    assert grey[:, 40, 40].tolist() == [128, 128, 128, 255]
+    assert glass[:, 40, 40].tolist() == [100, 50, 25, 128] and glass[:, 5, 40].tolist() == [0, 0, 0, 0]
+
+
 def test_all_words_of_a_caption_are_in_the_description():
     rows = [{"label": "red apple", "text": None, "tags": ["fruit", "health food"], "style": "fluent3d"},
             {"label": "picture", "text": "a white daisy on a stem", "tags": ["white", "daisy", "flower"]},

@@ -103,8 +103,9 @@ def describe(folder: Folder) -> str:
     return text + f"; {enlarged} smaller than the model's size, enlarged" * bool(enlarged)
 
 
-def open_rgb(path: str | Path) -> Image.Image:
-    """The picture (of an animation, the first frame) in RGB, upright. ValueError names an unreadable file."""
+def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
+    """The picture (of an animation, the first frame), upright, in RGB on white, or in RGBA with its transparency.
+    ValueError names an unreadable file."""
     try:
         with warnings.catch_warnings(record=True), Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
@@ -114,8 +115,9 @@ def open_rgb(path: str | Path) -> Image.Image:
             picture = picture.convert("I").point(lambda v: v * (1 / 257) + 0.5).convert("L").convert("RGB")
         if picture.mode[-1] in "Aa" or "transparency" in picture.info:  # on white, the page cut-outs are for
             picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
+            page = Image.new("RGBA", picture.size, "white")
+            picture = picture if keep_alpha else Image.alpha_composite(page, picture)
+        return picture.convert("RGBA" if keep_alpha else "RGB")
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, MemoryError ...
         reason = ("truncated" if "truncated" in str(error).lower() else
                   "empty, or not a picture Pillow knows" if isinstance(error, UnidentifiedImageError) else
@@ -156,15 +158,15 @@ def read_art(folders: list[Path], side: int = 80) -> Art:
         if not (found := _read_metadata(Path(folder))):
             raise ValueError(f"{Path(folder) / 'metadata.jsonl'} names no pictures")
         for row in tqdm(found, "reading art", leave=False, delay=5):
+            row["path"], row["label"] = Path(folder) / row["file"], row.get("label", "picture")
+            row["tags"], row["subgroup"] = row.get("tags") or [], row.get("subgroup") or ""
+            texts = [row["label"], row["subgroup"], *(row["tags"] if isinstance(row["tags"], list) else [None])]
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"{row['path']}: \"label\", \"subgroup\" and each of \"tags\" must be text")
             try:
-                row["path"], row["label"] = Path(folder) / row["file"], row.get("label", "picture")
-                row["tags"], row["subgroup"] = row.get("tags") or [], row.get("subgroup") or ""
-                if not all(isinstance(x, str) for x in (row["label"], row["subgroup"], *row["tags"])):
-                    raise ValueError('"label", "subgroup" and each of "tags" must be text')
-                with Image.open(row["path"]) as picture:
-                    picture = ImageOps.exif_transpose(picture).convert("RGBA")
-            except Exception as error:
-                raise ValueError(f"{row['path']}: {error}: mend it or take its line out") from error
+                picture = open_rgb(row["path"], keep_alpha=True)
+            except ValueError as error:
+                raise ValueError(f"{error}: mend it or take its line out") from error
             frame = int(picture.getchannel("A").getextrema()[0] < 255)  # transparent, around what is cut out
             fit = ImageOps.pad if frame else ImageOps.fit
             x = TF.pil_to_tensor(fit(picture, (side - 2 * frame,) * 2, Image.Resampling.LANCZOS))
