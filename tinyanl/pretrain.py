@@ -166,8 +166,8 @@ def paint(model: nn.ModuleDict, first_stage: Autoencoder, labels: Tensor, guidan
     """Labels (N,) -> pictures (N 3 S S) in [-1, 1] on the CPU, by DDIM with classifier-free guidance."""
     none = torch.tensor([model["classes"].num_embeddings - 1], device=labels.device)
     noise = torch.randn(len(labels), 3, SIZE // 4, SIZE // 4, generator=g).to(labels.device)
-    unet = torch.autocast(labels.device.type, torch.bfloat16, enabled=fast)(model["unet"])
-    bind = lambda label: lambda z, t: unet(z, t, model["classes"](label)[:, None]).float()
+    network = torch.autocast(labels.device.type, torch.bfloat16, enabled=fast)(model["unet"])
+    bind = lambda label: lambda z, t: network(z, t, model["classes"](label)[:, None]).float()
     return denoise(bind, first_stage.decode, noise, labels, none, guidance, steps, 0.0, g, batch=64)
 
 
@@ -205,12 +205,12 @@ def unet(data: list[Path], out: Path, steps: int = 6000, batch: int = 128, seed:
                              "cond_stage_model.embedding.": model["classes"]})
     g, n = generator(seed, steps), min(5000, looks)
     shown = torch.randint(len(names), (min(96, looks),), generator=g).to(device)
-    (fresh, index, _), (others, _, _) = composite(art, n, SIZE, g), composite(art, n, SIZE, g)
+    (fresh, index, _), others = composite(art, n, SIZE, g), critic.embed(composite(art, n, SIZE, g)[0])
     show(paint(model, first_stage, shown, 2.0, 50, g, fast), out / "training/unet.png")
     again = torch.cat([first_stage.decode(first_stage.encode(x.to(device))) for x in fresh.split(64)]).clamp(-1, 1)
     painted = paint(model, first_stage, label_of[index].to(device), 1.0, 25, g, fast)
     return {f"1000 x Frechet distance in CLIP space, {n} {name} and fresh pictures":
-            1000 * frechet_distance(critic.embed(x), critic.embed(others))
+            1000 * frechet_distance(critic.embed(x), others)
             for name, x in (("fresh", fresh), ("reconstructed", again), ("sampled", painted))}
 
 
