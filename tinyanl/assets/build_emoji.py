@@ -57,7 +57,7 @@ def main() -> None:
             continue
         for style in STYLES:
             if data := pictures.get((style, code(emoji["hexcode"]))):
-                file = Path(style, "-".join(f"{ord(letter):x}" for letter in emoji["emoji"]) + ".webp")
+                file = Path(style, f"{emoji['hexcode'].lower()}.webp")
                 (args.folder / style).mkdir(parents=True, exist_ok=True)
                 cut_out(data).save(args.folder / file, lossless=True)
                 lines.append({"file": file.as_posix(), "label": emoji["label"], "tags": emoji.get("tags", []),
