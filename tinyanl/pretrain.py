@@ -5,8 +5,8 @@
     python -m tinyanl.pretrain unet --data emoji --out weights/mine                           on its latents
     python -m tinyanl.pretrain families --data emoji --out .                                  ./faces, ./vehicles
 
-What a data folder holds: data.py; a "subgroup" is a class of the U-Net. Every tenth picture is kept from CLIP and the
-autoencoder, for their figures; FAMILIES are kept from the U-Net, by their subgroups, to be transferred to. A part that
+What a data folder holds: data.py; a "label" is a class of the U-Net. Every tenth picture is kept from CLIP and the
+autoencoder, for their figures; FAMILIES are kept from the U-Net, by their "subgroup", to be transferred to. A part that
 was stopped goes on, and training/ shows what it can do. All randomness of a step is a function of (seed, step).
 B batch, N pictures, S picture side, C h w latent.
 """
@@ -82,7 +82,7 @@ def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ..
     return ema.module.requires_grad_(False).half().float()
 
 
-def clip(data: list[Path], out: Path, steps: int = 1200, batch: int = 512, seed: int = 0, fast: bool = False) -> dict:
+def clip(data: list[Path], out: Path, steps: int = 1500, batch: int = 256, seed: int = 0, fast: bool = False) -> dict:
     """CLIP's contrastive loss; a caption whose words are all in the description of another picture is no negative."""
     train, held = read_art(data).split()
     facts = [say(row, colour, random.Random(0))[1] for row in train.rows for colour in COLOURS]
@@ -105,8 +105,8 @@ def clip(data: list[Path], out: Path, steps: int = 1200, batch: int = 512, seed:
 
     torch.manual_seed(seed)
     model = CLIP(SIZE, 8, 192, 6, CONTEXT, tokenizer.vocab_size, 128, 4, 128)
-    path = out / "training/clip.pt"
-    model = fit(model, batch_of, loss_of, path, steps, seed, fast, batch=batch, data=str(data)).cpu()
+    model = fit(model, batch_of, loss_of, out / "training/clip.pt", steps, seed, fast, batch=batch,
+                data=str(data)).cpu()
     store(out / "clip.pt", {"": model})
     figures = {}
     for name, art in held.items():
@@ -133,7 +133,7 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
     model.quantize = Quantizer(CODES, dim=3).requires_grad_(False)
 
     def batch_of(g: torch.Generator) -> tuple[Tensor, ...]:
-        x, _, _ = composite(train, batch, SIZE, g)
+        x = composite(train, batch, SIZE, g)[0]
         return x, 0.06 * torch.randn(batch, 3, SIZE // 4, SIZE // 4, generator=g)  # latents have a variance of 1
 
     def look(x: Tensor) -> Tensor:
@@ -154,31 +154,21 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
     store(out / "ldm.ckpt", {"first_stage_model.": model})  # alone: a U-Net that was there knew other latents
     figures = {}
     for name, art in held.items():
-        x, _, _ = composite(art, torch.arange(len(art.rows)), SIZE, generator(seed, steps))
+        x = composite(art, torch.arange(len(art.rows)), SIZE, generator(seed, steps))[0]
         y = torch.cat([model.decode(model.encode(part)) for part in x.split(64)])
         figures[f"PSNR in dB, {len(x)} {name}"] = psnr(x, y)
         show(torch.cat([x[:12], y[:12]]), out / f"training/autoencoder {name}.png", nrow=min(12, len(x)))
     return figures
 
 
-def paint(model: nn.ModuleDict, first_stage: Autoencoder, labels: Tensor, guidance: float, steps: int,
-          g: torch.Generator, fast: bool) -> Tensor:
-    """Labels (N,) -> pictures (N 3 S S) in [-1, 1] on the CPU, by DDIM with classifier-free guidance."""
-    none = torch.tensor([model["classes"].num_embeddings - 1], device=labels.device)
-    noise = torch.randn(len(labels), 3, SIZE // 4, SIZE // 4, generator=g).to(labels.device)
-    network = torch.autocast(labels.device.type, torch.bfloat16, enabled=fast)(model["unet"])
-    bind = lambda label: lambda z, t: network(z, t, model["classes"](label)[:, None]).float()
-    return denoise(bind, first_stage.decode, noise, labels, none, guidance, steps, 0.0, g, batch=64)
-
-
-def unet(data: list[Path], out: Path, steps: int = 6000, batch: int = 128, seed: int = 0, looks: int = 32768,
-         fast: bool = False) -> dict:
+def unet(data: list[Path], out: Path, steps: int = 7500, batch: int = 128, seed: int = 0, looks: int = 32768,
+         init: Path | None = None, fast: bool = False) -> dict:
     """A class-conditional denoiser of latents, `looks` of them, encoded once. Its loss has weights min(SNR, 5) / SNR
-    (Hang et al. 2023); an eighth of the labels says "no class", the last row of the embedding."""
+    (Hang et al. 2023); an eighth of the labels says "no class", the last row of the embedding (which starts anew)."""
     art = read_art(data).where(lambda i, row: not row["subgroup"].startswith(tuple(FAMILIES.values())))
     device, first_stage, critic = pick_device(), frozen(Autoencoder, out / "ldm.ckpt"), frozen(CLIP, out / "clip.pt")
-    names = sorted({row["subgroup"] for row in art.rows})
-    label_of = torch.tensor([names.index(row["subgroup"]) for row in art.rows])
+    names = sorted({row["label"] for row in art.rows})
+    label_of = torch.tensor([names.index(row["label"]) for row in art.rows])
     latents, labels = [], []
     for i in tqdm(range(0, looks, 64), "encoding", unit_scale=64, unit="img"):
         x, index, _ = composite(art, 64, SIZE, generator(seed, -1 - i))
@@ -197,18 +187,28 @@ def unet(data: list[Path], out: Path, steps: int = 6000, batch: int = 128, seed:
         return ((guess - eps).square().mean((1, 2, 3)) * weight).mean()
 
     torch.manual_seed(seed)
-    model = nn.ModuleDict({"unet": UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128),
+    start = init and UNet.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+    model = nn.ModuleDict({"unet": start or UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128),
                            "classes": nn.Embedding(len(names) + 1, 128)})
     model = fit(model, batch_of, loss_of, out / "training/unet.pt", steps, seed, fast, batch=batch, looks=looks,
-                first_stage=fingerprint(first_stage))
+                first_stage=fingerprint(first_stage), init=str(init))
     store(out / "ldm.ckpt", {"first_stage_model.": first_stage, "model.diffusion_model.": model["unet"],
                              "cond_stage_model.embedding.": model["classes"]})
+    network, none = torch.autocast(device.type, torch.bfloat16, enabled=fast)(model["unet"]), torch.tensor([len(names)])
     g, n = generator(seed, steps), min(5000, looks)
-    shown = torch.randint(len(names), (min(96, looks),), generator=g).to(device)
+
+    def paint(labels: Tensor, guidance: float, steps: int) -> Tensor:
+        """Labels (N,) -> pictures (N 3 S S) in [-1, 1] on the CPU, by DDIM with classifier-free guidance."""
+        noise = torch.randn(len(labels), *latents.shape[1:], generator=g).to(device)
+        bind = lambda label: lambda z, t: network(z, t, model["classes"](label)[:, None]).float()
+        return denoise(bind, first_stage.decode, noise, labels.to(device), none.to(device), guidance, steps, 0.0, g, 64)
+
+    shown = torch.randint(len(names), (min(96, looks),), generator=g)
     (fresh, index, _), others = composite(art, n, SIZE, g), critic.embed(composite(art, n, SIZE, g)[0])
-    show(paint(model, first_stage, shown, 2.0, 50, g, fast), out / "training/unet.png")
+    show(paint(shown, 2.0, 50), out / "training/unet.png")
+    print("unet.png, row by row:", ", ".join(names[i] for i in shown))
     again = torch.cat([first_stage.decode(first_stage.encode(x.to(device))) for x in fresh.split(64)]).clamp(-1, 1)
-    painted = paint(model, first_stage, label_of[index].to(device), 1.0, 25, g, fast)
+    painted = paint(label_of[index], 1.0, 25)
     return {f"1000 x Frechet distance in CLIP space, {n} {name} and fresh pictures":
             1000 * frechet_distance(critic.embed(x), others)
             for name, x in (("fresh", fresh), ("reconstructed", again), ("sampled", painted))}
