@@ -16,7 +16,7 @@ import gzip
 import html
 import zlib
 from collections import Counter
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
@@ -46,7 +46,7 @@ def read_merges(path: str | Path) -> list[tuple[str, str]]:
     try:
         with (gzip.open if head[:2] == b"\x1f\x8b" else open)(path, "rt", encoding="utf-8", newline="\n") as file:
             header = file.readline(100)
-            lines = list(islice(file, MERGES)) if "#version" in header else []
+            lines = file.read(1 << 23).split("\n")[:MERGES] if "#version" in header else []
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no merges file, or was cut short: {error}; it starts with {head!r}") from error
     pairs = [tuple(line.split()) for line in lines if line.strip()]

@@ -78,7 +78,7 @@ class _Inert(dict):
         self.update(state if isinstance(state, dict) else {})
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # the one in Python: C's fills gigabytes where a file names memo 4,000,000,000
     persistent_load = lambda self, pid: pid
 
     def find_class(self, module: str, name: str) -> type:
@@ -110,8 +110,17 @@ def _tensor(x: Tensor | _Inert, read) -> Tensor:
     return flat.as_strided(size, stride, offset)
 
 
+def refuse_bomb(path: Path) -> None:
+    """ValueError for a zip archive that unpacks to far more than its size: checkpoints are stored, not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+    if unpacked > 2 * size + (1 << 20):
+        raise ValueError(f"{path} ({size:,} bytes) would unpack to {unpacked:,}: no checkpoint does, do not use it")
+
+
 def _read_zip(path: Path) -> dict[str, Tensor]:
     """torch.save since 1.6, and TorchScript: a zip archive of one pickle and one entry per storage."""
+    refuse_bomb(path)
     with zipfile.ZipFile(path) as archive:
         files = archive.namelist()
         root = next((f.removesuffix("data.pkl") for f in files if re.fullmatch(r"[^/]+/data\.pkl", f)), None)
@@ -149,7 +158,10 @@ def _state_dict(path: Path, top: object, read=None) -> dict[str, Tensor]:
     if not any(map(_is_tensor, state.values())):
         raise ValueError(f"{path} holds no tensors at its top or under 'state_dict', only {[*state][:5]}: "
                          "give a file that holds a model's state_dict()")
-    return {str(k): _tensor(v, read) for k, v in state.items() if _is_tensor(v)}
+    state = {str(k): _tensor(v, read) for k, v in state.items() if _is_tensor(v)}
+    if (count := sum(v.nbytes for v in state.values())) > 2 * path.stat().st_size + (1 << 20):
+        raise ValueError(f"{path} ({path.stat().st_size:,} bytes) describes tensors of {count:,}: do not use it")
+    return state
 
 
 def _unreadable(path: Path, why: str) -> ValueError:
@@ -207,7 +219,9 @@ def identify(state: dict[str, Tensor]) -> Found:
     s = {k: tuple(v.shape) for k, v in state.items()}
     try:
         if found := _ldm(s) or _clip(s):
-            return found
+            odd = next((k for k, v in state.items() if k.endswith("weight") and not v.is_floating_point()), None)
+            return found._replace(problem=f"{odd} holds {state[odd].dtype}: get the file that is not quantised"
+                                  ) if odd else found
     except (LookupError, TypeError, ValueError) as error:
         return Found("part of an LDM or CLIP", (),
                      f"a tensor is missing or misshapen: {error!r}; get the whole file")
@@ -272,7 +286,7 @@ def inspect(path: str | Path) -> tuple[Found, dict[str, Tensor]]:
             start = file.read(2)
         try:
             with (gzip.open if start == b"\x1f\x8b" else open)(path, "rb") as file:
-                lines = file.read(1 << 26).splitlines() if b"#version" in file.readline(200) else []
+                lines = file.read(1 << 23).splitlines() if b"#version" in file.readline(200) else []
         except (EOFError, OSError, zlib.error) as error:
             raise _unreadable(path, f"is cut off or damaged ({error})") from error
     if lines and all(len(line.split()) == 2 for line in lines[:1000]):
@@ -306,6 +320,7 @@ def check(path: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser("python -m tinyanl.weights", description="List released files, or check some.")
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
     p.add_argument("command", nargs="?", choices=["check"], help="without it: print the list")
     p.add_argument("files", nargs="*", type=Path, help="files to check")
     args = p.parse_args(argv)
