@@ -219,21 +219,19 @@ def test_metadata_gives_captions_and_order_and_what_it_leaves_out_is_named(tmp_p
     for name in ["a.png", "cat/b.png", "dog/c.png", *(f"dog/{i}.png" for i in range(5))]:
         save(tmp_path / name)
     rows = [{"file": "dog/c.png", "text": "un chien, été\u2028"}, {"file": "cat/b.png", "stars": 5},
-            {"file": "dog/c.png", "text": None}, {"file": "gone.png", "text": "x"}]
+            {"file": "dog/c.png", "text": None}]
     lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n\n")  # as on Windows
     folder = scan(tmp_path, 8)
     assert found(folder, tmp_path) == ["dog/c.png", "cat/b.png", "dog/c.png"]
     assert [(p.text, p.label) for p in folder.pictures] == [("un chien, été\u2028", 1), (None, 0), (None, 1)]
     unnamed = "not named in metadata.jsonl"
-    assert folder.skipped == [(tmp_path / "gone.png", "No such file or directory"),
-                              (tmp_path / "a.png", unnamed),
-                              *((tmp_path / f"dog/{i}.png", unnamed) for i in range(5))]
-    assert describe(folder).startswith("3 pictures in 2 classes, 1 with text, 7 skipped: gone.png (No such")
+    assert folder.skipped == [(tmp_path / name, unnamed) for name in ("a.png", *(f"dog/{i}.png" for i in range(5)))]
+    assert describe(folder).startswith("3 pictures in 2 classes, 1 with text, 6 skipped: a.png (not named")
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "7", "null", '{"text": "x"}', '{"file": 3}', '{"file": null}',
-                                  '{"file": "/a.png"}', '{"file": "a.png", "text": 5}', b'{"file": "\xff"}'])
+                                  '{"file": "a.png", "text": 5}', b'{"file": "\xff"}'])
 def test_a_bad_metadata_line_is_an_error_with_file_and_line(tmp_path, line):
     save(tmp_path / "a.png")
     line = line if isinstance(line, bytes) else line.encode()

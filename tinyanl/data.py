@@ -37,8 +37,6 @@ from tqdm import tqdm
 
 # where Pillow cannot read avif or heic they are named among the skipped, not passed over in silence
 KINDS = {f".{k}" for k in "png jpg jpeg jfif webp bmp gif tif tiff ppm pgm pbm pnm jp2 avif heic heif".split()}
-
-
 STYLES = {"fluent3d": "a 3d icon", "noto": "a drawing", "twemoji": "a flat icon"}  # of emoji, in captions
 COLOURS = {"white": (255, 255, 255), "black": (16, 16, 18), "gray": (136, 138, 140), "red": (214, 48, 49),
            "orange": (243, 146, 55), "yellow": (250, 214, 77), "green": (67, 160, 71), "teal": (38, 166, 154),
@@ -66,13 +64,18 @@ def scan(root: str | Path, size: int) -> Folder:
         raise FileNotFoundError(f"{root.absolute()} does not exist: name a folder of images, or one image")
     if root.is_file():
         return Folder([Picture(root, None, None)], [], [], int(min(open_rgb(root).size) < size))
-    files = [Path(top, f).relative_to(root) for top, _, names in os.walk(root, followlinks=True) for f in names]
+    files, skipped, seen = [], [], {}  # seen: real path -> where it was met
+    for top, folders, names in os.walk(root, True, lambda e: skipped.append((Path(e.filename), e.strerror)), True):
+        if (first := seen.setdefault(os.path.realpath(top), top)) != top:  # a link to a folder above would never end
+            skipped.append((Path(top), f"the folder {first} again"))
+            folders.clear(), names.clear()
+        files += [Path(top, f).relative_to(root) for f in names]
     files = [f for f in files if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
     found = sorted((f for f in files if f.suffix.lower() in KINDS), key=Path.as_posix)
     rows = [(f, None) for f in found]
     if (root / "metadata.jsonl").exists():
         rows = [(Path(row["file"]), row["text"]) for row in _read_metadata(root)]
-    kept, skipped, enlarged = [], [], 0
+    kept, enlarged = [], 0
     for file, text in tqdm(rows, "reading pictures", leave=False, delay=5):
         try:
             enlarged += min(open_rgb(root / file).size) < size
@@ -96,7 +99,7 @@ def describe(folder: Folder) -> str:
     pictures, classes, skipped, enlarged = folder
     n, captions = len(pictures), sum(p.text is not None for p in pictures)
     root = os.path.commonpath({p[0].parent for p in [*pictures, *skipped]} or ["."])
-    names = ", ".join(f"{os.path.relpath(path, root or '.')} ({reason})" for path, reason in skipped[:5])
+    names = ", ".join(f"{repr(os.path.relpath(path, root or '.'))[1:-1]} ({reason})" for path, reason in skipped[:5])
     names += f" and {len(skipped) - 5} more" * (len(skipped) > 5)
     text = f"{n} picture{'s' * (n != 1)}" + f" in {len(classes)} classes" * bool(classes)
     text += f", {captions} with text" * bool(captions) + f", {len(skipped)} skipped: {names}" * bool(skipped)
@@ -107,8 +110,12 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
     """The picture (of an animation, the first frame), upright, in RGB on white, or in RGBA with its transparency.
     ValueError names an unreadable file."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise ValueError("not a file that can be read from its start")
         with warnings.catch_warnings(record=True), Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
+        w, h = (min(n, 16 * min(picture.size)) for n in picture.size)
+        picture = TF.center_crop(picture, (h, w))  # a strip, resized whole, could fill the memory; its middle is used
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no agreed range")
         if picture.mode[0] == "I":  # 16-bit grey: 65535 / 257 = 255, where convert() clips most to white
@@ -169,8 +176,8 @@ def read_art(folders: list[Path], side: int = 80) -> Art:
                 raise ValueError(f"{error}: mend it or take its line out") from error
             frame = int(picture.getchannel("A").getextrema()[0] < 255)  # transparent, around what is cut out
             fit = ImageOps.pad if frame else ImageOps.fit
-            x = TF.pil_to_tensor(fit(picture, (side - 2 * frame,) * 2, Image.Resampling.LANCZOS))
-            x = F.pad(x, [frame] * 4)                                                         # 4 A A
+            picture = fit(picture, (side - 2 * frame,) * 2, Image.Resampling.LANCZOS)
+            x = F.pad(TF.pil_to_tensor(picture), [frame] * 4)                                 # 4 A A
             pixels.append(torch.cat([(x[:3].float() * x[3:] / 255).round().byte(), x[3:]]))
         rows += found
         chance += [1 / len(found)] * len(found)
@@ -237,9 +244,12 @@ def _read_metadata(root: Path) -> list[dict]:
             continue
         try:
             row = json.loads(line)
-            if Path(row["file"]).is_absolute() or not isinstance(row.setdefault("text", None), str | None):
+            file = Path(row["file"])
+            if not isinstance(row.setdefault("text", None), str | None):
                 raise ValueError
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f'{path}:{i}: {line[:80]!r}, not {{"file": "a.jpg", "text": "a rose"}}') from error
+        if file.is_absolute() or ".." in file.parts or not os.path.isfile(root / file):
+            raise ValueError(f"{path}:{i}: {row['file']!r} is no file in {root}: mend the line or take it out")
         rows.append(row)
     return rows
