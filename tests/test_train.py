@@ -108,7 +108,7 @@ def test_samples_do_not_depend_on_the_batch_size(run_folder):
 
 def test_run_folder_holds_what_the_design_says(run_folder):
     assert {p.name for p in run_folder.iterdir()} == {"config.json", "adapter.pt", "state.pt", "log.jsonl", "samples",
-                                                      "filmstrip.png"}
+                                                      "filmstrip.png", ".lock"}
     assert [p.name for p in sorted((run_folder / "samples").iterdir())] == [f"step_{s:06d}.png" for s in (0, 2, 4)]
     rows = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 4 and rows[-1]["loss"] > 0 and rows[-1]["held_out"] > 0
@@ -155,8 +155,8 @@ def test_resuming_gives_the_tensors_of_an_uninterrupted_run(flowers, tmp_path):
 def test_a_run_is_not_overwritten_or_resumed_with_other_arguments(run_folder, flowers):
     with pytest.raises(FileExistsError, match="--resume.*--overwrite"):
         train(flowers, steps=4, batch=4, out=run_folder, device="cpu")
-    with pytest.raises(ValueError, match="batch was 4, is 5"):
-        train(flowers, steps=4, batch=5, out=run_folder, device="cpu", resume=True)
+    with pytest.raises(ValueError, match="tokens was 1, is 2"):
+        train(flowers, steps=4, batch=4, tokens=2, out=run_folder, device="cpu", resume=True)
 
 
 def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):

@@ -206,8 +206,8 @@ def place(rows: list[dict], folder: Path, size: int = 64, seed: int = 0) -> None
 def write(folder: str | Path, n: int = 200, size: int = 64, seed: int = 0) -> None:
     """Writes n flowers, 00000.png and on, and metadata.jsonl, {"file", "text", "tags", "subgroup"} a line. Different
     seeds share no flower. ValueError for too small an n or size, FileExistsError if the folder is not empty."""
-    if n < 1 or size < 16:
-        raise ValueError(f"n={n}, size={size}: ask for at least 1 flower of at least 16 pixels")
+    if n < 1 or not 16 <= size <= 4096:
+        raise ValueError(f"n={n}, size={size}: ask for at least 1 flower, of 16 to 4096 pixels")
 
     def drawn():
         for i in range(n):
@@ -221,6 +221,7 @@ def write(folder: str | Path, n: int = 200, size: int = 64, seed: int = 0) -> No
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m tinyanl.flowers", description="Draws flowers with captions.",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
     p.add_argument("folder", type=Path, help="new or empty folder for the pictures and metadata.jsonl")
     p.add_argument("--n", type=int, default=200, help="number of flowers")
     p.add_argument("--size", type=int, default=64, help="side of a picture in pixels")
@@ -229,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         write(**vars(args))
     except (ValueError, OSError) as error:
-        p.exit(2, f"error: {error}\n")
+        p.error(error)
     print(f"{args.n} flowers are in {args.folder}\nnext: python -m tinyanl.train --data {args.folder}")
 
 

@@ -4,14 +4,27 @@ The files of a weights folder are known by the keys inside them, never by name. 
 stage and class embedding, in one file or several), a CLIP and its BPE merges; the embedded default in assets/emoji64 is
 such a folder. B batch, N pictures, C h w latent, D CLIP embedding width, S picture side, R CLIP's picture side.
 """
+import argparse
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks: two runs into one folder go unnoticed there
+    fcntl = None
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -21,10 +34,14 @@ from .clip import CLIP
 from .data import open_rgb, to_square
 from .tokenizer import Tokenizer
 from .unet import UNet
-from .weights import inspect
+from .weights import inspect, refuse_bomb
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
+FREE = ("batch", "lr", "train_mask")  # what a resumed run may change of its config.json
+STATE = ("step", "live", "ema", "optimizer", "frames", "log", "losses", "same", "config")  # in state.pt
 NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average caption where a data set has none
+
+one_line = lambda error: " ".join(f"{error}".split())[:240] or type(error).__name__  # what torch says may be a page
 
 
 @dataclass
@@ -56,9 +73,24 @@ def generator(seed: int, step: int) -> torch.Generator:
 
 
 def pick_device(device: str | None = None) -> torch.device:
-    """The device named, else CUDA, else MPS, else the CPU."""
+    """The device named, else CUDA, else MPS, else the CPU. ValueError: it is not there."""
     found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(device or found)
+    try:
+        picked = torch.empty(0, device=device or found).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise ValueError(f"device {device!r} is not there ({one_line(error)}): leave it out to use {found}") from error
+    if picked.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"device {device!r}: choose cuda, mps or cpu, or leave it out to use {found}")
+    return picked
+
+
+def command(name: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of `python -m tinyanl.NAME`, which says what is wrong in one line, and on exit 2."""
+    p = argparse.ArgumentParser(f"python -m tinyanl.{name}", description=doc,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file may have a name that the terminal cannot show
+    return p
 
 
 def load_base(weights: str | Path | None = None, device: str | None = None) -> Base:
@@ -83,18 +115,28 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
     if wrong:
         raise ValueError(f"{folder}: {', '.join(wrong)}. Found: {'; '.join(seen) or 'nothing'}. See weights.md")
 
+    def build(part: str, make: Callable[..., nn.Module], **options) -> nn.Module:
+        path, state = parts[part]
+        try:
+            return make(state, **options)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: its {part} does not load ({one_line(error)}): get the whole file, see weights.md"
+                             ) from error
+
     state = parts["unet"][1]
     conditional = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight" in state
     # Heads leave no trace in the tensors. Released: one as wide as the block with a context, 32 channels each without.
-    unet = UNet.from_checkpoint(state, head_channels=None if conditional else 32)
+    unet = build("unet", UNet.from_checkpoint, head_channels=None if conditional else 32)
     if conditional and "classes" not in parts:
         raise ValueError(f"{parts['unet'][0]}: its U-Net takes a class, but no file of {folder} embeds classes")
     classes = parts["classes"][1]["cond_stage_model.embedding.weight"] if conditional else None
     null = classes[-1:, None].float().to(device) if conditional else None  # 1 1 M
-    first_stage = parts["autoencoder"][1]
-    prefix = "first_stage_model." if "first_stage_model.encoder.conv_in.weight" in first_stage else ""
-    autoencoder = Autoencoder.from_checkpoint(first_stage, prefix)
-    clip = CLIP.from_checkpoint(parts["clip"][1])
+    if conditional and classes.shape[1:] != (unet.context_dim,):
+        raise ValueError(f"{parts['classes'][0]} embeds classes as {tuple(classes.shape[1:])}, {parts['unet'][0].name} "
+                         f"takes {unet.context_dim} numbers: get the whole file, see weights.md")
+    whole = "first_stage_model.encoder.conv_in.weight" in parts["autoencoder"][1]
+    autoencoder = build("autoencoder", Autoencoder.from_checkpoint, prefix="first_stage_model." if whole else "")
+    clip = build("clip", CLIP.from_checkpoint)
     tokenizer = Tokenizer(parts["merges"][0])
     if tokenizer.vocab_size != clip.token_embedding.num_embeddings:
         raise ValueError(f"{parts['merges'][0]} makes {tokenizer.vocab_size} tokens, {parts['clip'][0].name} knows "
@@ -128,6 +170,9 @@ def encode(base: Base, paths: list[Path], batch: int = 16) -> tuple[Tensor, Tens
         latents.append(torch.stack([base.autoencoder.encode(x), base.autoencoder.encode(x.flip(-1))], dim=1).cpu())
         pair = torch.stack([base.clip.encode_image(views), base.clip.encode_image(views.flip(-1))], dim=1)
         embeddings.append(F.normalize(pair, dim=-1).cpu())
+        for path, *numbers in zip(paths[i : i + batch], latents[-1], embeddings[-1]):
+            if not all(x.isfinite().all() for x in numbers):
+                raise ValueError(f"{path} becomes numbers that are not finite: are the weights damaged? ({base.name})")
     return torch.cat(latents), torch.cat(embeddings)
 
 
@@ -167,11 +212,88 @@ class Run:
         return model
 
 
-def save(content: dict, path: Path) -> None:
-    """torch.save that leaves either the old file or the whole new one."""
-    part = path.with_name(path.name + ".part")
-    torch.save(content, part)
-    os.replace(part, path)
+def save(content: dict | str | Image.Image, path: Path) -> None:
+    """Write tensors, text or a picture: `path` is the old file or the whole new one, whenever the power fails.
+    OSError: it cannot be written; the old file is still there."""
+    part = path.with_name(f".part-{path.name}")  # the suffix tells Pillow the format
+    try:
+        if isinstance(content, Image.Image):
+            content.save(part)
+        elif isinstance(content, str):
+            part.write_text(content, encoding="utf-8")
+        else:
+            torch.save(content, part)
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
+        free = shutil.disk_usage(path.parent).free
+        part.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written ({one_line(error)}; {free:,} bytes are free there): what was there "
+                      "before is whole. Make room and try again") from error
+
+
+def load(path: Path, names: set[str]) -> dict:
+    """What `save` wrote, a dict with at least these names. Runs nothing. ValueError: it is something else."""
+    try:
+        refuse_bomb(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := names - set(content):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except Exception as error:  # whatever a damaged or hostile file sets off
+        raise ValueError(f"{path} is damaged or not of tinyanl ({one_line(error)}): train again") from error
+    return content
+
+
+def claim(out: Path) -> IO | None:
+    """Make the run folder and hold it until the returned file is closed or this process ends, however it ends.
+    OSError: it cannot be written to, or another process holds it."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = open(out / ".lock", "w")
+    try:
+        if fcntl:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OSError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+    return lock
+
+
+def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dict | None:
+    """What to resume from, or None. FileExistsError: a run is there and neither flag was given. ValueError: it was made
+    with other arguments than a resumed run may change, or it is damaged."""
+    names = ("config.json", "state.pt", "adapter.pt", "log.jsonl", "filmstrip.png")
+    there = [name for name in names if (out / name).exists()]
+    if there and not resume and not overwrite:
+        raise FileExistsError(f"{out} already has a {there[0]}: --resume continues its run, --overwrite replaces it")
+    if not resume or "state.pt" not in there:
+        return None
+    state = load(out / "state.pt", set(STATE))
+    changed = {name: f"{name} was {state['config'].get(name)}, is {value}" for name, value in config.items()
+               if state["config"].get(name) != value}
+    if fixed := [words for name, words in changed.items() if name not in FREE]:
+        raise ValueError(f"{out} cannot be resumed with other arguments: {'; '.join(fixed)}. Use --out for a new run")
+    print("".join(f"changed    {words}\n" for words in changed.values()), end="")
+    return state
+
+
+@contextlib.contextmanager
+def noting_signals() -> Iterator[list[int]]:
+    """Within it, a first Ctrl-C or SIGTERM only goes into the list, for a loop to stop between two steps; a second one
+    does what it always does. Outside the main thread Python cannot listen: both do what they always do."""
+    noted, usual = [], {}
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        signal.signal(number, usual[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            usual[number] = signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
 
 def load_run(run: str | Path, weights: str | Path | None = None, device: str | None = None) -> Run:
@@ -181,14 +303,19 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
     path = Path(run) / "adapter.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --run takes a folder that `python -m tinyanl.train` wrote")
-    adapter = torch.load(path, map_location="cpu", weights_only=True)
+    adapter = load(path, {"config", "fingerprints", "anls", "mu", "mu_text", "sigma"})
     config = adapter["config"]
     base = load_base(weights or config["weights"], device)
     for part, found in base.fingerprints().items():
-        if found != (expected := adapter["fingerprints"][part]):
+        if found != (expected := adapter["fingerprints"].get(part)):
             raise ValueError(f"{path} was trained on another {part} ({expected}, here {found}): "
                              "give the folder with the right one as --weights")
-    anls = ANLs(base.unet.sites, base.clip.dim, config["tokens"], config["ratio"])
-    anls.load_state_dict(adapter["anls"])
+    try:
+        with torch.device("meta"):  # sizes are the file's word: no memory for them before they are seen to be true
+            anls = ANLs(base.unet.sites, base.clip.dim, config["tokens"], config["ratio"])
+        anls.load_state_dict({k: v.float() for k, v in adapter["anls"].items()}, assign=True)
+        mu, mu_text = (adapter[name].float().view(base.clip.dim) for name in ("mu", "mu_text"))
+    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit its own config ({one_line(error)}): train again") from error
     anls.requires_grad_(False).to(base.device)
-    return Run(base, anls, adapter["mu"], adapter["mu_text"], adapter["sigma"], config)
+    return Run(base, anls, mu, mu_text, float(adapter["sigma"]), config)

@@ -10,7 +10,6 @@ autoencoder, for their figures; FAMILIES are kept from the U-Net, by their "subg
 was stopped goes on, and training/ shows what it can do. All randomness of a step is a function of (seed, step).
 B batch, N pictures, S picture side, C h w latent.
 """
-import argparse
 import inspect
 import random
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from .clip import CLIP
 from .data import COLOURS, composite, read_art, say
 from .flowers import place
 from .metrics import frechet_distance, psnr, retrieval
-from .models import fingerprint, generator, pick_device, save
+from .models import claim, command, fingerprint, generator, load, pick_device, save
 from .sample import denoise
 from .schedule import add_noise, ldm_alpha_bar
 from .tokenizer import Tokenizer
@@ -59,7 +58,7 @@ def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ..
     kept = {"model": model, "ema": ema, "optimizer": optimizer, "cycle": cycle}
     start, config = 0, {"steps": steps, "seed": seed, **config}
     if path.exists():
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load(path, {"config", "step", *kept})
         if state["config"] != config:
             raise ValueError(f"{path} was made with {state['config']}, not {config}: choose another --out")
         for name, thing in kept.items():
@@ -161,15 +160,14 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
     return figures
 
 
-def unet(data: list[Path], out: Path, steps: int = 7500, batch: int = 128, seed: int = 0, looks: int = 32768,
+def unet(data: list[Path], out: Path, steps: int = 6500, batch: int = 128, seed: int = 0, looks: int = 32768,
          init: Path | None = None, fast: bool = False) -> dict:
     """A class-conditional denoiser of latents, `looks` of them, encoded once. Its loss has weights min(SNR, 5) / SNR
     (Hang et al. 2023); an eighth of the labels says "no class", the last row of the embedding (which starts anew)."""
     art = read_art(data).where(lambda i, row: not row["subgroup"].startswith(tuple(FAMILIES.values())))
     device, first_stage, critic = pick_device(), frozen(Autoencoder, out / "ldm.ckpt"), frozen(CLIP, out / "clip.pt")
     names = sorted({row["label"] for row in art.rows})
-    label_of = torch.tensor([names.index(row["label"]) for row in art.rows])
-    latents, labels = [], []
+    label_of, latents, labels = torch.tensor([names.index(row["label"]) for row in art.rows]), [], []
     for i in tqdm(range(0, looks, 64), "encoding", unit_scale=64, unit="img"):
         x, index, _ = composite(art, 64, SIZE, generator(seed, -1 - i))
         latents.append(first_stage.encode(x.to(device)).cpu())
@@ -224,26 +222,28 @@ def families(data: list[Path], out: Path, seed: int = 0) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command("pretrain", __doc__)
     commands = p.add_subparsers(dest="part", required=True)
     parts = {part.__name__: part for part in (clip, autoencoder, unet, families)}
     helps = {"steps": "optimizer steps", "batch": "pictures a step", "looks": "latents", "seed": "of all randomness",
              "init": "folder of the ldm.ckpt to start from", "fast": "bf16 autocast and torch.compile"}
     for name, part in parts.items():
-        command = commands.add_parser(name, description=part.__doc__)
-        command.add_argument("--data", type=Path, nargs="+", required=True, help="folders, drawn from equally often")
-        command.add_argument("--out", type=Path, required=True, help="folder to write to")
+        one = commands.add_parser(name, description=part.__doc__)
+        one.error = p.error
+        one.add_argument("--data", type=Path, nargs="+", required=True, help="folders, drawn from equally often")
+        one.add_argument("--out", type=Path, required=True, help="folder to write to")
         for flag, value in list(inspect.signature(part).parameters.items())[2:]:
             how = {"action": "store_true"} if flag == "fast" else {"type": int if value.annotation is int else Path}
-            command.add_argument(f"--{flag}", **how, default=value.default, help=f"{helps[flag]} (default %(default)s)")
+            one.add_argument(f"--{flag}", **how, default=value.default, help=f"{helps[flag]} (default %(default)s)")
     args = vars(p.parse_args(argv))
     if min(args.get("steps", 1), args.get("batch", 1), args.get("looks", 2) - 1) < 1:
         p.error("--steps and --batch must be at least 1, --looks at least 2")
     try:
-        for name, figure in parts[args.pop("part")](**args).items():
-            print(f"{name}: {figure:.4g}")
+        with claim(args["out"]):
+            for name, figure in parts[args.pop("part")](**args).items():
+                print(f"{name}: {figure:.4g}")
     except (ValueError, OSError) as error:
-        p.exit(2, f"tinyanl.pretrain: {error}\n")
+        p.error(error)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m tinyanl.sample --run runs/flowers --like photo.png --mask-rate 0.3 --n 16
     python -m tinyanl.sample --run runs/flowers --text "a red rose" "a white daisy"
 """
-import argparse
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from .data import describe, scan
 from .masking import guided, mask_condition
-from .models import Run, embed_texts, encode, load_run
-from .schedule import Denoiser, ddim, ldm_alpha_bar
+from .models import Run, command, embed_texts, encode, load_run
+from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command("sample", __doc__)
     p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--like", type=Path, help="picture, or folder of pictures used in turn")
@@ -69,17 +69,25 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
     args = p.parse_args(argv)
     try:
+        if not 0 <= args.mask_rate <= 1 or not math.isfinite(args.guidance) or not 0 <= args.seed < 2**63:
+            raise ValueError(f"--mask-rate {args.mask_rate} must be between 0 and 1, --guidance {args.guidance} and "
+                             f"--seed {args.seed} finite, the seed not negative")
+        if args.n < len(args.text or [0]):
+            raise ValueError(f"--n {args.n}: at least 1, and one for each prompt")
+        if not all(text.strip() for text in args.text or []):
+            raise ValueError('an empty prompt: leave --text out for unconditional pictures')
+        ddim_timesteps(len(ldm_alpha_bar()), args.steps)
         numbered = (args.run / f"drawn_{i:03d}" for i in itertools.count())
         out = args.out or next(folder for folder in numbered if not folder.exists())  # earlier pictures stay
-        if args.n < 1:
-            raise ValueError(f"--n {args.n}: at least 1")
+        if (out / "grid.png").exists():
+            raise FileExistsError(f"{out} already holds pictures: choose another --out")
         run = load_run(args.run, args.weights, args.device)
         if args.like:
             folder = scan(args.like, run.base.size)
             print(f"like: {describe(folder)}")
             cond = run.condition(encode(run.base, [picture.path for picture in folder.pictures[: args.n]])[1][:, 0])
         elif args.text:
-            cond = run.condition(embed_texts(run.base, args.text[: args.n]), text=True)
+            cond = run.condition(embed_texts(run.base, args.text), text=True)
         else:
             cond = torch.zeros(1, run.base.clip.dim, device=run.base.device)
         cond = cond[torch.arange(args.n) % len(cond)]  # n D
@@ -91,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         (out / "sample.json").write_text(json.dumps(settings, indent=1) + "\n")
     except (ValueError, OSError) as error:
-        p.exit(2, f"tinyanl.sample: {error}\n")
+        p.error(error)
     print(f"{args.n} pictures and {out / 'grid.png'}")
 
 

@@ -8,7 +8,6 @@ held out. Training then draws (latent, embedding) pairs from memory and minimise
 eq. (14). All randomness of a step is a function of (seed, step), so a resumed run needs no saved random states.
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
-import argparse
 import copy
 import json
 from pathlib import Path
@@ -24,7 +23,8 @@ from tqdm import tqdm
 from .anl import ANLs
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
-from .models import NEUTRAL, Base, Run, embed_texts, encode, generator, load_base, save
+from .models import (NEUTRAL, STATE, Run, claim, command, earlier_state, embed_texts, encode, generator, load_base,
+                     noting_signals, save)
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 
@@ -66,22 +66,6 @@ def training_batch(latents: Tensor, cond: Tensor, batch: int, train_mask: float,
     return latents[i], mask_condition(cond[i], rate, g), t, eps
 
 
-def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dict | None:
-    """What to resume from, or None. FileExistsError: a run is there and neither flag was given. ValueError: it was made
-    with other arguments."""
-    if not (out / "config.json").exists():
-        return None
-    if not resume and not overwrite:
-        raise FileExistsError(f"{out} already has a run: --resume continues it, --overwrite replaces it")
-    if overwrite or not (out / "state.pt").exists():
-        return None
-    old = json.loads((out / "config.json").read_text())
-    changed = [f"{name} was {old.get(name)}, is {value}" for name, value in config.items() if old.get(name) != value]
-    if changed:
-        raise ValueError(f"{out} cannot be resumed with other arguments: {'; '.join(changed)}. Use --out for a new run")
-    return torch.load(out / "state.pt", map_location="cpu", weights_only=True)
-
-
 def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Mean of |eps - eps_hat|^2 over a batch, DDPM eq. (14), without weights."""
     z0, cond, t, eps = (x.to(run.base.device) for x in (z0, cond, t, eps))
@@ -93,7 +77,7 @@ def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step:
     Figure 1: a row per seed and held-out condition, a column per checkpoint.  likes and frames (R 3 S S) uint8."""
     frames[step] = to_uint8(sample(run, cond, seed=seed))
     grid = make_grid(torch.cat([likes, frames[step]]), nrow=len(likes), pad_value=255)
-    to_pil_image(grid).save(out / "samples" / f"step_{step:06d}.png")
+    save(to_pil_image(grid), out / "samples" / f"step_{step:06d}.png")
 
     columns = {"like": likes, **{f"{step}": x for step, x in frames.items()}}
     cells = torch.stack(list(columns.values()), dim=1).flatten(0, 1)  # R*columns 3 S S, row by row
@@ -102,7 +86,7 @@ def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step:
     labelled.paste(strip, (0, 12))
     for i, label in enumerate(columns):
         ImageDraw.Draw(labelled).text((2 + i * (likes.shape[-1] + 2), 0), label, fill="black")
-    labelled.save(out / "filmstrip.png")
+    save(labelled, out / "filmstrip.png")
 
 
 def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl", steps: int = 1000, batch: int = 32,
@@ -113,16 +97,23 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (the averaged
     ANLs: what sampling needs), state.pt (what resuming needs), log.jsonl, samples/ and filmstrip.png.
 
-    Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can."""
-    if tune != "anl":
-        raise ValueError(f"tune={tune!r}: only 'anl' is there")
-    if min(steps, batch, tokens, ratio) < 1 or not 0 <= train_mask <= 1 - COND_DROP:
-        raise ValueError(f"steps={steps}, batch={batch}, tokens={tokens} and ratio={ratio} must be at least 1, "
-                         f"train_mask={train_mask} between 0 and {1 - COND_DROP}")
+    Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can, and
+    KeyboardInterrupt after Ctrl-C or SIGTERM, when it has saved."""
+    if tune != "anl" or resume and overwrite:
+        raise ValueError(f"tune={tune!r}: only 'anl' is there" if tune != "anl" else "resume or overwrite, not both")
+    whole = dict(steps=steps, batch=batch, tokens=tokens, ratio=ratio, sample_every=sample_every, save_every=save_every)
+    if wrong := [f"{name}={n}" for name, n in whole.items() if n is not None and n < 1]:
+        raise ValueError(f"{', '.join(wrong)}: at least 1")
+    if not 0 <= train_mask <= 1 - COND_DROP or lr is not None and not 0 < lr < 1 or not 0 <= seed < 2**32:
+        raise ValueError(f"train_mask={train_mask} must be between 0 and {1 - COND_DROP}, lr={lr} between 0 and 1, "
+                         f"seed={seed} between 0 and {2**32 - 1}")
+    if not Path(data).exists():
+        raise FileNotFoundError(f"{data} does not exist: name a folder of pictures, or draw one (tinyanl.flowers)")
     out = Path(out or Path("runs") / Path(data).resolve().name)
     lr, lr_source = (lr, "given") if lr else LEARNING_RATES["released" if weights else "embedded"]
     config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
               "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed}
+    lock = None if dry_run else claim(out)  # until this function is left
     state = earlier_state(out, config, resume, overwrite)
 
     # The frozen base, the pictures, what is trained
@@ -139,6 +130,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           f"trainable  {trainable:,} parameters in {len(base.unet.sites)} ANLs, beside {frozen:,} frozen in the U-Net: "
           f"{trainable / (trainable + frozen):.0%} of the total {trainable + frozen:,}\n"
           f"training   {steps} steps, effective batch {batch}, learning rate {lr:g} ({lr_source})", flush=True)
+    for path, reason in folder.skipped[5:]:  # the line above names the first five
+        print(f"skipped    {str(path)!r}: {reason}")
     if dry_run:
         return out
 
@@ -149,66 +142,86 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
                   "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0)}
     adapter = {"config": config, "fingerprints": base.fingerprints(), **statistics}
+    pictures = [str(picture.path.relative_to(data)) for picture in folder.pictures]
+    same = {"weights": adapter["fingerprints"], "pictures": pictures}
+    if state and (other := [name for name, now in same.items() if state["same"][name] != now]):
+        raise ValueError(f"{out} was trained on other {' and '.join(other)} than there are now: put them back, or give "
+                         "--out for a new run")
     live = Run(base, anls, config=config, **statistics)
     ema = Run(base, copy.deepcopy(anls).requires_grad_(False), config=config, **statistics)
     latents, cond = latents.to(base.device), live.condition(embeddings)
     pool = latents[train_ids].flatten(0, 1), cond[train_ids].flatten(0, 1)  # 2N C h w, 2N D
     held_out = held_out_batch(latents[held_ids, 0], cond[held_ids, 0])
     shown = held_ids[torch.arange(ROWS) % len(held_ids)]
-    likes = [to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown.tolist()]
-    likes = to_uint8(torch.stack(likes))  # R 3 S S
+    likes = to_uint8(torch.stack([to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown]))  # R 3 S S
 
     optimizer = torch.optim.AdamW(anls.parameters(), lr=lr)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
+    start, frames, log, losses = 0, {}, [], []
+
+    def keep(step: int) -> None:
+        """Leave a state after `step` steps; state.pt is what counts, adapter.pt follows from it."""
+        save(dict(zip(STATE, (step, anls.state_dict(), ema.anls.state_dict(), optimizer.state_dict(), frames, log,
+                              losses, same, config))), out / "state.pt")
+        save({"step": step, "anls": ema.anls.state_dict(), **adapter}, out / "adapter.pt")
+
+    (out / "samples").mkdir(exist_ok=True)
     if state:
         anls.load_state_dict(state["live"])
         ema.anls.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
-        start, frames, log = state["step"], state["frames"], state["log"]
+        optimizer.param_groups[0]["lr"] = lr
+        start, frames, log, losses = (state[name] for name in ("step", "frames", "log", "losses"))
+        print(f"resumed    at step {start}" + f", {steps} were asked for: nothing is left to do" * (start >= steps))
     else:
-        for stale in [out / "state.pt", out / "adapter.pt", *out.glob("samples/step_*.png")]:
-            stale.unlink(missing_ok=True)
-        (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-        start, frames, log = 0, {}, []
+        for name in ("state.pt", "adapter.pt", "log.jsonl", "samples/step_*.png"):  # of the run that is replaced
+            for stale in out.glob(name):
+                stale.unlink()
         draw(ema, cond[shown, 0], likes, frames, 0, seed, out)
+    save(json.dumps(config, indent=1) + "\n", out / "config.json")
+    keep(start)
 
     loss_of = torch.compile(denoising_loss) if compile else denoising_loss
     sample_every = sample_every or max(1, steps // 8)
     save_every = save_every or sample_every
-    losses = []
     bar = tqdm(range(start, steps), "training", initial=start, total=steps, unit="img", unit_scale=batch)
-    for step in bar:
-        loss = loss_of(live, *training_batch(*pool, batch, train_mask, seed, step))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(anls.parameters(), 1.0)
-        optimizer.step()
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        for averaged, p in zip(ema.anls.parameters(), anls.parameters()):
-            averaged.lerp_(p.detach(), 1 - decay)
-        losses.append(loss.detach())
+    with noting_signals() as noted:
+        for step in bar:
+            loss = loss_of(live, *training_batch(*pool, batch, train_mask, seed, step))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(anls.parameters(), 1.0)
+            if not (loss + norm).isfinite():  # before it reaches the weights
+                keep(step)
+                i = torch.randint(len(pool[0]), (batch,), generator=generator(seed, step))  # as in training_batch
+                files = sorted({pictures[train_ids[k // 2]] for k in i.tolist()})
+                raise ValueError(f"step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The state "
+                                 f"before it is kept: --resume with a smaller --lr. Pictures: {', '.join(files)}")
+            optimizer.step()
+            decay = min(EMA_DECAY, (1 + step) / (10 + step))
+            for averaged, p in zip(ema.anls.parameters(), anls.parameters()):
+                averaged.lerp_(p.detach(), 1 - decay)
+            losses.append(loss.item())
 
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == steps:
-            with torch.no_grad():
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == steps:
                 held = denoising_loss(ema, *held_out).item()
-            log.append({"step": done, "loss": torch.stack(losses).mean().item(), "held_out": held})
-            losses = []
-            (out / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-            bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{held:.4f}")
-        if done % sample_every == 0 or done == steps:
-            draw(ema, cond[shown, 0], likes, frames, done, seed, out)
-        if done % save_every == 0 or done == steps:
-            save({"step": done, "live": anls.state_dict(), "ema": ema.anls.state_dict(),
-                  "optimizer": optimizer.state_dict(), "frames": frames, "log": log}, out / "state.pt")
-            save({"step": done, "anls": ema.anls.state_dict(), **adapter}, out / "adapter.pt")
+                log.append({"step": done, "loss": sum(losses) / len(losses), "held_out": held})
+                losses = []
+                save("".join(json.dumps(row) + "\n" for row in log), out / "log.jsonl")
+                bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{held:.4f}")
+            if done % sample_every == 0 or done == steps:
+                draw(ema, cond[shown, 0], likes, frames, done, seed, out)
+            if done % save_every == 0 or done == steps or noted:
+                keep(done)
+            if noted and done < steps:
+                raise KeyboardInterrupt(f"stopped and saved at step {done}: the same command with --resume goes on")
     print(f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
           f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = command("train", __doc__)
     p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
     p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
     p.add_argument("--tune", default="anl", choices=["anl"], help="what is trained (default %(default)s)")
@@ -219,8 +232,9 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
     p.add_argument("--train-mask", type=float, default=0.0, help="share that is partly masked (default %(default)s)")
     p.add_argument("--out", type=Path, help="run folder (default: runs/ and the name of the data folder)")
-    p.add_argument("--resume", action="store_true", help="continue the run in --out; start at 0 where there is none")
-    p.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    existing = p.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue the run in --out; at 0 where there is none")
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     p.add_argument("--sample-every", type=int, help="steps between sample grids (default: an eighth of the steps)")
     p.add_argument("--save-every", type=int, help="steps between saves (default: as --sample-every)")
     p.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
@@ -231,7 +245,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         train(**vars(args))
     except (ValueError, OSError) as error:
-        p.exit(2, f"tinyanl.train: {error}\n")
+        p.error(error)
+    except KeyboardInterrupt as stop:
+        p.exit(130, f"{p.prog}: {stop or 'stopped before the first step'}\n")
 
 
 if __name__ == "__main__":
