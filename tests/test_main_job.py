@@ -7,10 +7,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.functional import to_pil_image
 
-from tinyanl.anl import ANLs
 from tinyanl.data import scan
 from tinyanl.flowers import BACKGROUNDS, COLOURS, KINDS, write
-from tinyanl.models import embed_texts, encode, load_run
+from tinyanl.models import embed_texts, encode, load_run, tunable
 from tinyanl.sample import sample, to_uint8
 from tinyanl.train import split, train
 
@@ -42,7 +41,7 @@ def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(tm
     cond = run.condition(encode(run.base, [paths[i] for i in held_ids.tolist()])[1].flatten(0, 1))
     cond = cond[torch.arange(64) % len(cond)]
     trained = share_of_flowers(run, cond, seeds=4)
-    run.anls = ANLs(run.base.unet.sites, run.base.clip.dim).to(run.base.device)  # fresh ones: the untouched base
+    run.model = tunable(run.base).to(run.base.device)  # fresh ones: the untouched base
     base = share_of_flowers(run, cond, seeds=1)
     print(f"flowers: {trained:.1%} of 256 samples, {base:.1%} of 64 from the untouched base")
     assert trained >= 0.8 and base <= 0.1

@@ -159,7 +159,7 @@ def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(p
         return batches(*args)
 
     def poisoned(run, *batch):
-        loss, p = loss_of(run, *batch), next(run.anls.parameters())
+        loss, p = loss_of(run, *batch), next(run.model.parameters())
         if steps[-1] != 5 or not p.requires_grad:
             return loss
         return loss * math.nan if what == "loss" else loss + (p - p.detach()).sum().sqrt()  # its slope at 0 is infinite
@@ -458,14 +458,14 @@ elif kind == "shared":
     base = torch.zeros(1_000_000)
     torch.save({f"w{i}": base[: 999_000 + i] for i in range(900)}, path)
 elif kind == "adapter":
-    torch.save({"anls": {"w": tensor}}, folder / "whole.pt")
+    torch.save({"trained": {"w": tensor}}, folder / "whole.pt")
     with zipfile.ZipFile(folder / "whole.pt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name in whole.namelist():
             file.writestr(name, whole.read(name))
 del tensor
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load(path, {"anls"}) if kind == "adapter" else inspect(path)
+    load(path, {"trained"}) if kind == "adapter" else inspect(path)
     print("not refused")
 except ValueError as error:
     print(error)
@@ -491,11 +491,12 @@ class Bomb:
 
 
 ADAPTERS = {
-    "an empty file": b"", "a text": b"hello", "a cut file": 0.5, "another pickle": pickle.dumps({"anls": {}}),
+    "an empty file": b"", "a text": b"hello", "a cut file": 0.5, "another pickle": pickle.dumps({"trained": {}}),
     "code": lambda a: a.update(config=Bomb()), "a missing class": lambda a: a.update(mu=Path("x")),
-    "no ANLs": lambda a: a.pop("anls"), "no centre": lambda a: a.pop("mu"),
-    "a missing tensor": lambda a: a["anls"].popitem(), "a surplus tensor": lambda a: a["anls"].update(x=torch.zeros(1)),
-    "another shape": lambda a: a["anls"].update({k: v[..., :1] for k, v in [next(iter(a["anls"].items()))]}),
+    "no ANLs": lambda a: a.pop("trained"), "no centre": lambda a: a.pop("mu"),
+    "a missing tensor": lambda a: a["trained"].popitem(),
+    "a surplus tensor": lambda a: a["trained"].update(x=torch.zeros(1)),
+    "another shape": lambda a: a["trained"].update({k: v[..., :1] for k, v in [next(iter(a["trained"].items()))]}),
     "a billion tokens": lambda a: a["config"].update(tokens=10**9),
     "a centre of another width": lambda a: a.update(mu=a["mu"][:5]),
 }

@@ -9,10 +9,9 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from tinyanl.anl import ANLs
 from tinyanl.data import scan, to_square
 from tinyanl.flowers import draw
-from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run
+from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run, tunable
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
 
@@ -39,10 +38,9 @@ def run_folder(flowers, tmp_path_factory):
     return train(flowers, steps=4, batch=4, sample_every=2, out=out, device="cpu")
 
 
-def fresh_run(base, cond_dim=None):
+def fresh_run(base):
     torch.manual_seed(0)
-    anls = ANLs(base.unet.sites, cond_dim or base.clip.dim)
-    return Run(base, anls, torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {})
+    return Run(base, tunable(base), torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {})
 
 
 def random_batch(base, n=2):
@@ -62,7 +60,7 @@ def test_only_anl_tensors_get_gradients(base):
     run = fresh_run(base)
     denoising_loss(run, *random_batch(base)).backward()
     assert all(p.grad is None for m in (base.unet, base.autoencoder, base.clip) for p in m.parameters())
-    assert any(p.grad.abs().max() > 0 for p in run.anls.parameters())
+    assert any(p.grad.abs().max() > 0 for p in run.model.parameters())
 
 
 def test_a_fresh_run_predicts_what_the_base_predicts(base):
@@ -77,7 +75,7 @@ def test_two_pictures_are_overfitted(base, flowers):
     run, (_, _, t, eps) = fresh_run(base), random_batch(base)
     latents, embeddings = encode(base, [flowers / "0.png", flowers / "1.png"])
     batch = latents[:, 0], embeddings[:, 0] * base.clip.dim**0.5, t, eps
-    optimizer = torch.optim.AdamW(run.anls.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(run.model.parameters(), lr=1e-3)
     before = denoising_loss(run, *batch).item()
     for _ in range(60):
         loss = denoising_loss(run, *batch)

@@ -306,7 +306,7 @@ def test_no_tensors_a_zip_of_a_checkpoint_and_an_adapter_are_told_apart(tmp_path
         file.writestr("model.ckpt", b"x")
     with pytest.raises(ValueError, match="model.ckpt.*unzip"):
         load_checkpoint(tmp_path / "vq-f4.zip")
-    torch.save({"anls": {"w": torch.ones(1)}, "mu": torch.ones(2)}, tmp_path / "adapter.pt")
+    torch.save({"trained": {"w": torch.ones(1)}, "mu": torch.ones(2)}, tmp_path / "adapter.pt")
     with pytest.raises(ValueError, match="adapter.*sample --run"):
         load_checkpoint(tmp_path / "adapter.pt")
 

@@ -6,8 +6,10 @@ such a folder. B batch, N pictures, C h w latent, D CLIP embedding width, S pict
 """
 import argparse
 import contextlib
+import copy
 import hashlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -33,7 +35,7 @@ from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import open_rgb, to_square
 from .tokenizer import Tokenizer
-from .unet import UNet
+from .unet import Downsample, UNet, Upsample
 from .weights import inspect, refuse_bomb
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
@@ -183,12 +185,75 @@ def embed_texts(base: Base, texts: list[str]) -> Tensor:
     return F.normalize(base.clip.encode_text(tokens), dim=-1).cpu()
 
 
+# --tune -> whether a tensor of the U-Net trains, by its name and depth (0 the full resolution, 1 the lowest), and
+# whether the condition is the U-Net's context, in place of "no class". All but `anl` are what the paper compares with.
+TUNES: dict[str, tuple[Callable[[str, float], object], bool]] = {
+    "anl": (lambda name, depth: False, False),  # the U-Net stays as it is: ANLs at its sites are trained
+    "attention": (lambda name, depth: re.match(r"\w+_blocks?\.(\d+\.)?1\.(norm|proj|transformer)", name), True),
+    "all": (lambda name, depth: True, True),
+    "scratch": (lambda name, depth: True, True),  # as all, from fresh weights
+    "deep": (lambda name, depth: depth > 0.5, True),  # the low-resolution half, and the other one: which parts are
+    "shallow": (lambda name, depth: depth <= 0.5, True),  # transferable? (after Zhao et al. 2020)
+    "uncond": (lambda name, depth: re.search(r"\.(attn1|ff|norm1|norm3)\.", name), False)}  # known second-hand
+DEAD = re.compile(r"\.(attn2\.to_[qk]|norm2)\.")  # over one context token, softmax is 1 whatever query and key are
+
+
+def depths(unet: UNet) -> dict[str, float]:
+    """Name of every tensor -> the level it works at, 0 (full resolution; also time and output) to 1 (the lowest)."""
+    level, levels = 0, {}
+    for name, blocks in (("input_blocks", unet.input_blocks), ("output_blocks", unet.output_blocks)):
+        for i, layers in enumerate(blocks):
+            levels[f"{name}.{i}."] = level
+            level += isinstance(layers[0], Downsample) - isinstance(layers[-1], Upsample)
+        levels.setdefault("middle_block.", level)
+    deepest = max(1, *levels.values())
+    return {name: next((n / deepest for start, n in levels.items() if name.startswith(start)), 0.0)
+            for name, _ in unet.named_parameters()}
+
+
+def tunable(base: Base, tune: str = "anl", tokens: int = 1, ratio: int = 4) -> nn.ModuleDict:
+    """What `tune` trains, fresh: "anls"; or a copy of the "unet" and, where it is conditioned, "to_context" (B D -> B K*M:
+    the identity where CLIP and context are equally wide and K = 1). The tensors with requires_grad are those that
+    train. ValueError: there is no such way, or this U-Net has nothing to train in it."""
+    if tune not in TUNES:
+        raise ValueError(f"tune={tune!r}: choose from {', '.join(TUNES)}")
+    if tune == "anl":
+        return nn.ModuleDict({"anls": ANLs(base.unet.sites, base.clip.dim, tokens, ratio)})
+    (trains, conditioned), width, depth = TUNES[tune], base.unet.context_dim, depths(base.unet)
+    chosen = {name for name, level in depth.items() if trains(name, level)}
+    if width is None and conditioned or not chosen:
+        raise ValueError(f"tune={tune!r} needs a U-Net with transformer blocks, and that of {base.name} has none: "
+                         "choose anl")
+    model = nn.ModuleDict({"unet": copy.deepcopy(base.unet)})
+    if tune == "scratch":
+        for module in model.modules():
+            getattr(module, "reset_parameters", lambda: None)()
+    for name, p in model["unet"].named_parameters():
+        p.requires_grad_(name in chosen)
+    if conditioned:
+        same = tokens == 1 and base.clip.dim == width
+        model["to_context"] = nn.Identity() if same else nn.Linear(base.clip.dim, tokens * width)
+    return model
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `tunable` that train, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def put(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Give the tensors that train the values of others. LookupError, RuntimeError: they are not the same ones."""
+    if odd := tensors.keys() ^ trained(model).keys():
+        raise LookupError(f"{len(odd)} tensors are missing or too many: {sorted(odd)[:3]}")
+    model.load_state_dict({name: x.float() for name, x in tensors.items()}, strict=False, assign=True)
+
+
 @dataclass
 class Run:
-    """A base with trained ANLs, and the centre and spread of the embeddings they were trained on."""
+    """A base with what was trained on it, and the centre and spread of the embeddings it was trained on."""
 
     base: Base
-    anls: ANLs
+    model: nn.ModuleDict  # see tunable
     mu: Tensor  # (D,) mean unit image embedding of the training pictures
     mu_text: Tensor  # (D,) mean unit text embedding of their captions: CLIP's two towers have different centres
     sigma: float
@@ -200,14 +265,19 @@ class Run:
 
     def bind(self, cond: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed once. bf16 on CUDA."""
-        device, null = self.base.device.type, self.base.null
-        context = None if null is None else null.expand(len(cond), -1, -1)  # B 1 M
+        device, null, own = self.base.device.type, self.base.null, dict(self.model.items())
+        context, extra, unet = None, None, own.get("unet", self.base.unet)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            extra = self.anls.bind(cond)
+            if "to_context" in own:
+                context = own["to_context"](cond).view(len(cond), -1, unet.context_dim)  # B K M
+            elif null is not None:
+                context = null.expand(len(cond), -1, -1)  # B 1 M
+            if "anls" in own:
+                extra = own["anls"].bind(cond)
 
         def model(z: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                return self.base.unet(z, t, context, extra).float()
+                return unet(z, t, context, extra).float()
 
         return model
 
@@ -303,7 +373,7 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
     path = Path(run) / "adapter.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --run takes a folder that `python -m tinyanl.train` wrote")
-    adapter = load(path, {"config", "fingerprints", "anls", "mu", "mu_text", "sigma"})
+    adapter = load(path, {"config", "fingerprints", "trained", "mu", "mu_text", "sigma"})
     config = adapter["config"]
     base = load_base(weights or config["weights"], device)
     for part, found in base.fingerprints().items():
@@ -312,10 +382,10 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
                              "give the folder with the right one as --weights")
     try:
         with torch.device("meta"):  # sizes are the file's word: no memory for them before they are seen to be true
-            anls = ANLs(base.unet.sites, base.clip.dim, config["tokens"], config["ratio"])
-        anls.load_state_dict({k: v.float() for k, v in adapter["anls"].items()}, assign=True)
+            model = tunable(base, config["tune"], config["tokens"], config["ratio"])
+        put(model, adapter["trained"])
         mu, mu_text = (adapter[name].float().view(base.clip.dim) for name in ("mu", "mu_text"))
     except (AttributeError, LookupError, RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit its own config ({one_line(error)}): train again") from error
-    anls.requires_grad_(False).to(base.device)
-    return Run(base, anls, mu, mu_text, float(adapter["sigma"]), config)
+    model.requires_grad_(False).to(base.device)
+    return Run(base, model, mu, mu_text, float(adapter["sigma"]), config)

@@ -20,16 +20,15 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .anl import ANLs
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
-from .models import (NEUTRAL, STATE, Run, claim, command, earlier_state, embed_texts, encode, generator, load_base,
-                     noting_signals, save)
+from .models import (DEAD, NEUTRAL, STATE, TUNES, Run, claim, command, earlier_state, embed_texts, encode, generator,
+                     load_base, noting_signals, save, trained, tunable)
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 
-LEARNING_RATES = {"embedded": (2e-3, "lowest held-out loss of 1e-3, 2e-3, 3e-3 on an earlier embedded model"),
-                  "released": (1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured for ANL there")}
+LEARNING_RATES = {"anl": (2e-3, "lowest held-out loss of 1e-3, 2e-3, 3e-3 on an earlier embedded model")}  # embedded
+UNMEASURED = 1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured here"
 COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
 ROWS = 8  # pictures in every sample grid, rows of the filmstrip
@@ -99,8 +98,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
 
     Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when it has saved."""
-    if tune != "anl" or resume and overwrite:
-        raise ValueError(f"tune={tune!r}: only 'anl' is there" if tune != "anl" else "resume or overwrite, not both")
+    if tune not in TUNES or resume and overwrite:
+        raise ValueError(f"tune={tune!r} must be one of {', '.join(TUNES)}; resume or overwrite, not both")
     whole = dict(steps=steps, batch=batch, tokens=tokens, ratio=ratio, sample_every=sample_every, save_every=save_every)
     if wrong := [f"{name}={n}" for name, n in whole.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(wrong)}: at least 1")
@@ -110,7 +109,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     if not Path(data).exists():
         raise FileNotFoundError(f"{data} does not exist: name a folder of pictures, or draw one (tinyanl.flowers)")
     out = Path(out or Path("runs") / Path(data).resolve().name)
-    lr, lr_source = (lr, "given") if lr else LEARNING_RATES["released" if weights else "embedded"]
+    lr, lr_source = (lr, "given") if lr else UNMEASURED if weights else LEARNING_RATES.get(tune, UNMEASURED)
     config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
               "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed}
     lock = None if dry_run else claim(out)  # until this function is left
@@ -121,14 +120,18 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     folder = scan(data, base.size)
     train_ids, held_ids = split(len(folder.pictures), seed)
     torch.manual_seed(seed)
-    anls = ANLs(base.unet.sites, base.clip.dim, tokens, ratio).to(base.device)
-    trainable, frozen = (sum(p.numel() for p in model.parameters()) for model in (anls, base.unet))
+    model = tunable(base, tune, tokens, ratio).to(base.device)
+    changing = [p for name, p in trained(model).items() if tune == "anl" or tokens > 1 or not DEAD.search(name)]
+    unet = model["unet"] if "unet" in model else base.unet
+    trainable, total = (sum(p.numel() for p in own) for own in (trained(model).values(),
+                                                                {*model.parameters(), *unet.parameters()}))
+    dead = trainable - sum(p.numel() for p in changing)
     print(f"data       {describe(folder)}; {len(held_ids)} held out\n"
           f"base       {base.name}\n"
           f"sizes      {base.size} px pictures, latents {base.latent_shape}, condition of {base.clip.dim} numbers\n"
           f"device     {base.device}, {'bf16 autocast' if base.device.type == 'cuda' else 'float32'}\n"
-          f"trainable  {trainable:,} parameters in {len(base.unet.sites)} ANLs, beside {frozen:,} frozen in the U-Net: "
-          f"{trainable / (trainable + frozen):.0%} of the total {trainable + frozen:,}\n"
+          f"trainable  {trainable:,} parameters ({tune}), {trainable / total:.0%} of the total {total:,}"
+          + f"; {dead:,} of them have no effect at one condition token" * bool(dead) + "\n"
           f"training   {steps} steps, effective batch {batch}, learning rate {lr:g} ({lr_source})", flush=True)
     for path, reason in folder.skipped[5:]:  # the line above names the first five
         print(f"skipped    {str(path)!r}: {reason}")
@@ -147,27 +150,30 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     if state and (other := [name for name, now in same.items() if state["same"][name] != now]):
         raise ValueError(f"{out} was trained on other {' and '.join(other)} than there are now: put them back, or give "
                          "--out for a new run")
-    live = Run(base, anls, config=config, **statistics)
-    ema = Run(base, copy.deepcopy(anls).requires_grad_(False), config=config, **statistics)
+    live = Run(base, model, config=config, **statistics)
+    ema = Run(base, copy.deepcopy(model), config=config, **statistics)
+    tensors, averaged = ({name: p.data for name, p in trained(run.model).items()} for run in (live, ema))
+    ema.model.requires_grad_(False)
     latents, cond = latents.to(base.device), live.condition(embeddings)
     pool = latents[train_ids].flatten(0, 1), cond[train_ids].flatten(0, 1)  # 2N C h w, 2N D
     held_out = held_out_batch(latents[held_ids, 0], cond[held_ids, 0])
     shown = held_ids[torch.arange(ROWS) % len(held_ids)]
     likes = to_uint8(torch.stack([to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown]))  # R 3 S S
 
-    optimizer = torch.optim.AdamW(anls.parameters(), lr=lr)
+    optimizer = torch.optim.AdamW(changing, lr=lr)
     start, frames, log, losses = 0, {}, [], []
 
     def keep(step: int) -> None:
         """Leave a state after `step` steps; state.pt is what counts, adapter.pt follows from it."""
-        save(dict(zip(STATE, (step, anls.state_dict(), ema.anls.state_dict(), optimizer.state_dict(), frames, log,
-                              losses, same, config))), out / "state.pt")
-        save({"step": step, "anls": ema.anls.state_dict(), **adapter}, out / "adapter.pt")
+        save(dict(zip(STATE, (step, tensors, averaged, optimizer.state_dict(), frames, log, losses, same, config))),
+             out / "state.pt")
+        save({"step": step, "trained": averaged, **adapter}, out / "adapter.pt")
 
     (out / "samples").mkdir(exist_ok=True)
     if state:
-        anls.load_state_dict(state["live"])
-        ema.anls.load_state_dict(state["ema"])
+        for name in tensors:
+            tensors[name].copy_(state["live"][name])
+            averaged[name].copy_(state["ema"][name])
         optimizer.load_state_dict(state["optimizer"])
         optimizer.param_groups[0]["lr"] = lr
         start, frames, log, losses = (state[name] for name in ("step", "frames", "log", "losses"))
@@ -189,7 +195,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
             loss = loss_of(live, *training_batch(*pool, batch, train_mask, seed, step))
             optimizer.zero_grad()
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(anls.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(changing, 1.0)
             if not (loss + norm).isfinite():  # before it reaches the weights
                 keep(step)
                 i = torch.randint(len(pool[0]), (batch,), generator=generator(seed, step))  # as in training_batch
@@ -198,8 +204,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
                                  f"before it is kept: --resume with a smaller --lr. Pictures: {', '.join(files)}")
             optimizer.step()
             decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            for averaged, p in zip(ema.anls.parameters(), anls.parameters()):
-                averaged.lerp_(p.detach(), 1 - decay)
+            for mean, x in zip(averaged.values(), tensors.values()):
+                mean.lerp_(x, 1 - decay)
             losses.append(loss.item())
 
             done = step + 1
@@ -224,10 +230,10 @@ def main(argv: list[str] | None = None) -> None:
     p = command("train", __doc__)
     p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
     p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
-    p.add_argument("--tune", default="anl", choices=["anl"], help="what is trained (default %(default)s)")
+    p.add_argument("--tune", default="anl", choices=TUNES, help="what is trained: models.TUNES (default %(default)s)")
     p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
-    p.add_argument("--lr", type=float, help="constant learning rate (default: 2e-3 embedded, 1e-4 released weights)")
+    p.add_argument("--lr", type=float, help="constant learning rate (default: what was measured, see its output)")
     p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
     p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
     p.add_argument("--train-mask", type=float, default=0.0, help="share that is partly masked (default %(default)s)")

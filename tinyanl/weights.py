@@ -152,7 +152,7 @@ def _read_zip(path: Path) -> dict[str, Tensor]:
 def _state_dict(path: Path, top: object, read=None) -> dict[str, Tensor]:
     """The tensors of what was unpickled: under Lightning's "state_dict", or at the top."""
     state = top if isinstance(top, dict) else {}
-    if "anls" in state:
+    if "trained" in state:
         raise ValueError(f"{path} is a tinyanl adapter, no base: give its run folder to `sample --run`")
     state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
     if not any(map(_is_tensor, state.values())):
