@@ -212,9 +212,9 @@ def depths(unet: UNet) -> dict[str, float]:
 
 
 def tunable(base: Base, tune: str = "anl", tokens: int = 1, ratio: int = 4) -> nn.ModuleDict:
-    """What `tune` trains, fresh: "anls"; or a copy of the "unet" and, where it is conditioned, "to_context" (B D -> B K*M:
-    the identity where CLIP and context are equally wide and K = 1). The tensors with requires_grad are those that
-    train. ValueError: there is no such way, or this U-Net has nothing to train in it."""
+    """What `tune` trains, fresh: "anls"; or a copy of the "unet" and, where it is conditioned, "to_context" (B D ->
+    B K*M: the identity where CLIP and context are equally wide and K = 1). The tensors with requires_grad are those
+    that train. ValueError: there is no such way, or this U-Net has nothing to train in it."""
     if tune not in TUNES:
         raise ValueError(f"tune={tune!r}: choose from {', '.join(TUNES)}")
     if tune == "anl":
