@@ -3,8 +3,8 @@
     python tests/kills.py 100 FOLDER
 
 Half of the kills come at a random moment, half inside a save: when a file is half written, whole but not yet renamed,
-or just renamed. A run may be killed twice. It is forked from a process that has loaded the models, with few sampling
-steps, so that a kill costs about two seconds; everything else is the program as it is.
+or just renamed. A run may be killed twice. It is forked from a process that has loaded the models, and small, so that a kill
+costs about two seconds; everything else is the program as it is.
 """
 import json
 import os
@@ -20,7 +20,7 @@ import torch
 from tinyanl import models, train
 from tinyanl.flowers import draw
 
-STEPS, SETTINGS = 20, dict(batch=4, sample_every=10, save_every=3, seed=3, device="cpu")
+STEPS, SETTINGS = 20, dict(batch=2, sample_every=10, save_every=3, seed=3, device="cpu")
 
 
 def same(a: object, b: object) -> bool:
@@ -72,11 +72,11 @@ def main(kills: int, folder: Path) -> None:
     torch.set_num_threads(1)  # a process with more threads cannot be forked
     data = folder / "flowers"
     data.mkdir(parents=True)
-    for i in range(12):
+    for i in range(4):
         draw(i)[0].save(data / f"{i}.png")
     base = models.load_base(device="cpu")
     train.load_base = lambda *args: base
-    train.sample = partial(train.sample, steps=2)
+    train.sample, train.ROWS = partial(train.sample, steps=2), 1
     start = time.time()
     assert os.waitpid(fork(folder / "whole", data), 0)[1] == 0
     whole, seconds = left(folder / "whole"), time.time() - start
