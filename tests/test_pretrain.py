@@ -211,7 +211,8 @@ def test_bad_data_is_one_line(line, said, tmp_path, capsys):
 @pytest.mark.parametrize("argv", [["clip", "--out", "x"], ["painter"], ["clip", "--data", "not there", "--out", "x"],
                                   ["clip", "--data", "x", "--out", "y", "--batch", "0"],
                                   ["families", "--data", "x", "--out", "y", "--fast"]])
-def test_bad_arguments_end_with_2(argv, capsys):
+def test_bad_arguments_end_with_2(argv, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         pretrain.main(argv)
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err

@@ -596,7 +596,7 @@ def test_nothing_is_overwritten_without_being_asked(pictures, ten, tmp_path, cap
     with pytest.raises(FileExistsError, match="already has a filmstrip.png"):
         train.train(pictures, steps=10, out=tmp_path / "mine", **TINY)
     sample.main(["--run", str(ten), "--n", "1", "--steps", "2", "--out", str(tmp_path / "drawn")])
-    assert "already holds pictures" in one_line(sample.main, ["--run", ten, "--out", tmp_path / "drawn"], capsys)
+    assert "already holds something" in one_line(sample.main, ["--run", ten, "--out", tmp_path / "drawn"], capsys)
     train.train(pictures, steps=4, out=ten, overwrite=True, **TINY)
     assert torch.load(ten / "state.pt", weights_only=True)["step"] == 4
     assert {p.name for p in (ten / "samples").iterdir()} == {"step_000000.png", "step_000004.png"}

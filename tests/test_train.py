@@ -40,7 +40,7 @@ def run_folder(flowers, tmp_path_factory):
 
 def fresh_run(base):
     torch.manual_seed(0)
-    return Run(base, tunable(base), torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {})
+    return Run(base, tunable(base), torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {}, [])
 
 
 def random_batch(base, n=2):

@@ -69,6 +69,7 @@ def scan(root: str | Path, size: int) -> Folder:
         if (first := seen.setdefault(os.path.realpath(top), top)) != top:  # a link to a folder above would never end
             skipped.append((Path(top), f"the folder {first} again"))
             folders.clear(), names.clear()
+        folders[:] = sorted(f for f in folders if not f.startswith((".", "__MACOSX")))
         files += [Path(top, f).relative_to(root) for f in names]
     files = [f for f in files if not any(part.startswith((".", "__MACOSX")) for part in f.parts)]
     found = sorted((f for f in files if f.suffix.lower() in KINDS), key=Path.as_posix)
@@ -247,7 +248,7 @@ def _read_metadata(root: Path) -> list[dict]:
             file = Path(row["file"])
             if not isinstance(row.setdefault("text", None), str | None):
                 raise ValueError
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f'{path}:{i}: {line[:80]!r}, not {{"file": "a.jpg", "text": "a rose"}}') from error
         if file.is_absolute() or ".." in file.parts or not os.path.isfile(root / file):
             raise ValueError(f"{path}:{i}: {row['file']!r} is no file in {root}: mend the line or take it out")

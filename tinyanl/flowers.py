@@ -20,6 +20,7 @@ import colorsys
 import json
 import math
 import random
+import shutil
 from cmath import phase, rect
 from collections.abc import Iterable
 from pathlib import Path
@@ -180,12 +181,16 @@ def save(folder: Path, pictures: Iterable[tuple[Image.Image, dict]], n: int) -> 
     """Save pictures, of which there are n, and metadata.jsonl. FileExistsError if the folder is not empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty or no folder: choose a new name, or move it away first")
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    part, lines = folder.with_name(f"{folder.name}.part"), []  # so that a folder is whole or not there
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     for i, (picture, row) in enumerate(tqdm(pictures, "drawing", total=n, unit="picture")):
-        picture.save(folder / f"{i:05d}.png")
+        picture.save(part / f"{i:05d}.png")
         lines.append(json.dumps({"file": f"{i:05d}.png", **row}) + "\n")
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    (part / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    part.rename(folder)
 
 
 def place(rows: list[dict], folder: Path, size: int = 64, seed: int = 0) -> None:

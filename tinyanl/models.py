@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .anl import ANLs
 from .autoencoder import Autoencoder
 from .clip import CLIP
-from .data import open_rgb, to_square
+from .data import Picture, open_rgb, scan, to_square
 from .tokenizer import Tokenizer
 from .unet import Downsample, UNet, Upsample
 from .weights import inspect, refuse_bomb
@@ -91,7 +91,8 @@ def command(name: str, doc: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(f"python -m tinyanl.{name}", description=doc,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file may have a name that the terminal cannot show
+    if hasattr(sys.stdout, "reconfigure"):  # a file may have a name that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     return p
 
 
@@ -146,7 +147,11 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
     for model in (unet, autoencoder, clip):
         model.requires_grad_(False).eval().to(device)
     # Pictures of every released LDM that loads here have 256 pixels; a file that knows better says so.
-    size = int(state.get("image_size", 256))
+    size, channels = state.get("image_size", torch.tensor(256)), autoencoder.post_quant_conv.in_channels
+    size = int(size) if size.numel() == 1 else 0
+    if not 16 <= size <= 4096 or size % autoencoder.factor or unet.in_channels != channels:
+        raise ValueError(f"{parts['unet'][0]}: pictures of {size} pixels, a first stage of {channels} channels and a "
+                         f"U-Net of {unet.in_channels} do not go together: get the whole file, see weights.md")
     name = "the embedded default emoji64" if weights is None else "; ".join(seen)
     return Base(unet, autoencoder, clip, tokenizer, null, size, device, name)
 
@@ -183,6 +188,15 @@ def embed_texts(base: Base, texts: list[str]) -> Tensor:
     """Prompts -> unit CLIP text embeddings (N D), on the CPU. ValueError for one that is longer than CLIP's context."""
     tokens = base.tokenizer(texts, base.clip.context_length).to(base.device)
     return F.normalize(base.clip.encode_text(tokens), dim=-1).cpu()
+
+
+def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of training and held-out pictures: a tenth, at least one, is held out. ValueError below two pictures."""
+    if n < 2:
+        raise ValueError(f"{n} readable picture: at least 2 are needed, one of them is held out")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    held = max(1, n // 10)
+    return order[held:].sort().values, order[:held].sort().values
 
 
 # --tune -> whether a tensor of the U-Net trains, by its name and depth (0 the full resolution, 1 the lowest), and
@@ -245,6 +259,9 @@ def put(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Give the tensors that train the values of others. LookupError, RuntimeError: they are not the same ones."""
     if odd := tensors.keys() ^ trained(model).keys():
         raise LookupError(f"{len(odd)} tensors are missing or too many: {sorted(odd)[:3]}")
+    for name, p in trained(model).items():  # before any copy: a tensor may be one number, repeated
+        if tensors[name].shape != p.shape or not tensors[name].is_floating_point():
+            raise TypeError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, not {tuple(p.shape)}")
     model.load_state_dict({name: x.float() for name, x in tensors.items()}, strict=False, assign=True)
 
 
@@ -258,6 +275,7 @@ class Run:
     mu_text: Tensor  # (D,) mean unit text embedding of their captions: CLIP's two towers have different centres
     sigma: float
     config: dict
+    pictures: list[str]  # of its data set, those held out too
 
     def condition(self, embeddings: Tensor, text: bool = False) -> Tensor:
         """Unit CLIP embeddings (B D) -> condition (e - mu) / sigma (B D), where 0 means "as the average picture"."""
@@ -282,6 +300,25 @@ class Run:
         return model
 
 
+def known(run: Run) -> tuple[list[Picture], Tensor, Tensor]:
+    """The pictures of a run's data set, and the indices of those it was trained on and of those held out. ValueError:
+    pictures came or went since, so that nobody can say which were which."""
+    data = run.config["data"]
+    found = scan(data, run.base.size).pictures
+    if [str(picture.path.relative_to(data)) for picture in found] != run.pictures:
+        raise ValueError(f"{data} no longer holds the {len(run.pictures)} pictures of this run: put them back, or "
+                         "train again")
+    return found, *split(len(found), run.config["seed"])
+
+
+def peak_megabytes(device: torch.device) -> float | None:
+    """The most memory that this process has held: of the GPU, or else as Linux counts it; None on other systems."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
+
+
 def save(content: dict | str | Image.Image, path: Path) -> None:
     """Write tensors, text or a picture: `path` is the old file or the whole new one, whenever the power fails.
     OSError: it cannot be written; the old file is still there."""
@@ -293,7 +330,7 @@ def save(content: dict | str | Image.Image, path: Path) -> None:
             part.write_text(content, encoding="utf-8")
         else:
             torch.save(content, part)
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
@@ -310,6 +347,10 @@ def load(path: Path, names: set[str]) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if missing := names - set(content):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        if not isinstance(content.get("config"), dict):
+            raise ValueError("its config is no dict")
+    except OSError:
+        raise
     except Exception as error:  # whatever a damaged or hostile file sets off
         raise ValueError(f"{path} is damaged or not of tinyanl ({one_line(error)}): train again") from error
     return content
@@ -323,7 +364,7 @@ def claim(out: Path) -> IO | None:
     try:
         if fcntl:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:  # POSIX allows either
         raise OSError(f"{out} is in use by another process: wait for it, or choose another --out") from error
     return lock
 
@@ -335,6 +376,8 @@ def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dic
     there = [name for name in names if (out / name).exists()]
     if there and not resume and not overwrite:
         raise FileExistsError(f"{out} already has a {there[0]}: --resume continues its run, --overwrite replaces it")
+    if resume and "adapter.pt" in there and "state.pt" not in there:
+        raise FileExistsError(f"{out} has an adapter.pt but no state.pt to resume from: --overwrite starts anew")
     if not resume or "state.pt" not in there:
         return None
     state = load(out / "state.pt", set(STATE))
@@ -358,7 +401,8 @@ def noting_signals() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            usual[number] = signal.signal(number, note)
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup's wish is respected
+                usual[number] = signal.signal(number, note)
     try:
         yield noted
     finally:
@@ -373,19 +417,22 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
     path = Path(run) / "adapter.pt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: --run takes a folder that `python -m tinyanl.train` wrote")
-    adapter = load(path, {"config", "fingerprints", "trained", "mu", "mu_text", "sigma"})
-    config = adapter["config"]
-    base = load_base(weights or config["weights"], device)
+    adapter = load(path, {"config", "fingerprints", "trained", "mu", "mu_text", "sigma", "pictures"})
+    config, expected_parts = adapter["config"], adapter["fingerprints"]
+    base = load_base(weights or config.get("weights"), device)
     for part, found in base.fingerprints().items():
-        if found != (expected := adapter["fingerprints"].get(part)):
+        if found != (expected := expected_parts.get(part) if isinstance(expected_parts, dict) else None):
             raise ValueError(f"{path} was trained on another {part} ({expected}, here {found}): "
                              "give the folder with the right one as --weights")
     try:
         with torch.device("meta"):  # sizes are the file's word: no memory for them before they are seen to be true
             model = tunable(base, config["tune"], config["tokens"], config["ratio"])
         put(model, adapter["trained"])
-        mu, mu_text = (adapter[name].float().view(base.clip.dim) for name in ("mu", "mu_text"))
-    except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        mu, mu_text = (adapter[name].view(base.clip.dim).float() for name in ("mu", "mu_text"))
+        sigma = float(adapter["sigma"])
+        if not sigma > 0 or not (mu + mu_text).isfinite().all():
+            raise ValueError(f"sigma {sigma}, or a mean that is not finite")
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its own config ({one_line(error)}): train again") from error
     model.requires_grad_(False).to(base.device)
-    return Run(base, model, mu, mu_text, float(adapter["sigma"]), config)
+    return Run(base, model, mu, mu_text, sigma, config, list(adapter["pictures"]))

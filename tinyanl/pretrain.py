@@ -147,7 +147,7 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
         return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * unlike + white
 
     model = fit(model, batch_of, loss_of, out / "training/autoencoder.pt", steps, seed, fast, batch=batch,
-                critic=fingerprint(critic), init=str(init)).cpu()
+                critic=fingerprint(critic), init=str(init), data=str(data)).cpu()
     x, _, _ = composite(train, max(CODES // 256, min(1024, steps * batch)), SIZE, generator(seed, steps))
     model.quantize.learn_codes(torch.cat([model.encode(part) for part in x.split(64)]))
     store(out / "ldm.ckpt", {"first_stage_model.": model})  # alone: a U-Net that was there knew other latents
@@ -189,7 +189,7 @@ def unet(data: list[Path], out: Path, steps: int = 6500, batch: int = 128, seed:
     model = nn.ModuleDict({"unet": start or UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128),
                            "classes": nn.Embedding(len(names) + 1, 128)})
     model = fit(model, batch_of, loss_of, out / "training/unet.pt", steps, seed, fast, batch=batch, looks=looks,
-                first_stage=fingerprint(first_stage), init=str(init))
+                first_stage=fingerprint(first_stage), init=str(init), classes=";".join(names))
     store(out / "ldm.ckpt", {"first_stage_model.": first_stage, "model.diffusion_model.": model["unet"],
                              "cond_stage_model.embedding.": model["classes"]})
     network, none = torch.autocast(device.type, torch.bfloat16, enabled=fast)(model["unet"]), torch.tensor([len(names)])

@@ -79,8 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         ddim_timesteps(len(ldm_alpha_bar()), args.steps)
         numbered = (args.run / f"drawn_{i:03d}" for i in itertools.count())
         out = args.out or next(folder for folder in numbered if not folder.exists())  # earlier pictures stay
-        if (out / "grid.png").exists():
-            raise FileExistsError(f"{out} already holds pictures: choose another --out")
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(f"{out} already holds something: choose another --out")
         run = load_run(args.run, args.weights, args.device)
         if args.like:
             folder = scan(args.like, run.base.size)

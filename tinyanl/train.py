@@ -1,15 +1,17 @@
-"""Transfer a pretrained latent diffusion model to a folder of pictures by training ANL modules alone.
+"""Transfer a pretrained latent diffusion model to a folder of pictures, by training ANL modules or what --tune says.
 
     python -m tinyanl.flowers ./flowers && python -m tinyanl.train --data ./flowers
     python -m tinyanl.train --data ./birds --weights weights/imagenet256 --steps 4000
 
-The U-Net, the first stage and CLIP stay frozen. Pictures are encoded once, with their mirror images; a tenth of them is
-held out. Training then draws (latent, embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM
-eq. (14). All randomness of a step is a function of (seed, step), so a resumed run needs no saved random states.
+The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with their mirror images; a
+tenth of them is held out. Training then draws (latent, embedding) pairs from memory and minimises
+|eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). All randomness of a step is a function of (seed, step), so a resumed run
+needs no saved random states.
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
 import copy
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
 from .models import (DEAD, NEUTRAL, STATE, TUNES, Run, claim, command, earlier_state, embed_texts, encode, generator,
-                     load_base, noting_signals, save, trained, tunable)
+                     load_base, noting_signals, peak_megabytes, save, split, trained, tunable)
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 
@@ -34,15 +36,6 @@ EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + st
 ROWS = 8  # pictures in every sample grid, rows of the filmstrip
 LOG_EVERY = 20  # steps
 ALPHA_BAR = ldm_alpha_bar()
-
-
-def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of training and held-out pictures: a tenth, at least one, is held out. ValueError below two pictures."""
-    if n < 2:
-        raise ValueError(f"{n} readable picture: at least 2 are needed, one of them is held out")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    held = max(1, n // 10)
-    return order[held:].sort().values, order[:held].sort().values
 
 
 def held_out_batch(latents: Tensor, cond: Tensor, size: int = 64) -> tuple[Tensor, ...]:
@@ -92,9 +85,9 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.0,
           out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
           sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
-          compile: bool = False, dry_run: bool = False) -> Path:
-    """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (the averaged
-    ANLs: what sampling needs), state.pt (what resuming needs), log.jsonl, samples/ and filmstrip.png.
+          compile: bool = False, uncentred: bool = False, dry_run: bool = False) -> Path:
+    """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (what was
+    trained, averaged: for sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
 
     Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can, and
     KeyboardInterrupt after Ctrl-C or SIGTERM, when it has saved."""
@@ -111,7 +104,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     out = Path(out or Path("runs") / Path(data).resolve().name)
     lr, lr_source = (lr, "given") if lr else UNMEASURED if weights else LEARNING_RATES.get(tune, UNMEASURED)
     config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
-              "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed}
+              "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed, "uncentred": uncentred}
     lock = None if dry_run else claim(out)  # until this function is left
     state = earlier_state(out, config, resume, overwrite)
 
@@ -140,23 +133,26 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
 
     # Everything frozen that depends on a picture alone is computed here, once
     latents, embeddings = encode(base, [picture.path for picture in folder.pictures])  # N 2 C h w, N 2 D
-    mu = embeddings[train_ids].mean((0, 1))
+    mu = embeddings[train_ids].mean((0, 1)) * (not uncentred)
     captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
     statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
-                  "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0)}
-    adapter = {"config": config, "fingerprints": base.fingerprints(), **statistics}
+                  "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0) * (not uncentred)}
+    if not statistics["sigma"] > 1e-6:
+        raise ValueError(f"CLIP sees no difference between the pictures of {data}: give different ones")
     pictures = [str(picture.path.relative_to(data)) for picture in folder.pictures]
+    adapter = {"config": config, "fingerprints": base.fingerprints(), "pictures": pictures, **statistics}
     same = {"weights": adapter["fingerprints"], "pictures": pictures}
     if state and (other := [name for name, now in same.items() if state["same"][name] != now]):
         raise ValueError(f"{out} was trained on other {' and '.join(other)} than there are now: put them back, or give "
                          "--out for a new run")
-    live = Run(base, model, config=config, **statistics)
-    ema = Run(base, copy.deepcopy(model), config=config, **statistics)
+    live, ema = (Run(base, own, config=config, pictures=pictures, **statistics)
+                 for own in (model, copy.deepcopy(model)))
     tensors, averaged = ({name: p.data for name, p in trained(run.model).items()} for run in (live, ema))
     ema.model.requires_grad_(False)
     latents, cond = latents.to(base.device), live.condition(embeddings)
     pool = latents[train_ids].flatten(0, 1), cond[train_ids].flatten(0, 1)  # 2N C h w, 2N D
-    held_out = held_out_batch(latents[held_ids, 0], cond[held_ids, 0])
+    fixed = {name: held_out_batch(latents[ids, 0], cond[ids, 0])
+             for name, ids in (("training", train_ids), ("held_out", held_ids))}
     shown = held_ids[torch.arange(ROWS) % len(held_ids)]
     likes = to_uint8(torch.stack([to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown]))  # R 3 S S
 
@@ -179,7 +175,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
         start, frames, log, losses = (state[name] for name in ("step", "frames", "log", "losses"))
         print(f"resumed    at step {start}" + f", {steps} were asked for: nothing is left to do" * (start >= steps))
     else:
-        for name in ("state.pt", "adapter.pt", "log.jsonl", "samples/step_*.png"):  # of the run that is replaced
+        for name in ("adapter.pt", "state.pt", "log.jsonl", "evaluation.json", "samples/step_*.png"):  # is replaced
             for stale in out.glob(name):
                 stale.unlink()
         draw(ema, cond[shown, 0], likes, frames, 0, seed, out)
@@ -210,18 +206,19 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
 
             done = step + 1
             if done % LOG_EVERY == 0 or done == steps:
-                held = denoising_loss(ema, *held_out).item()
-                log.append({"step": done, "loss": sum(losses) / len(losses), "held_out": held})
+                log.append({"step": done, "loss": sum(losses) / len(losses),
+                            **{name: denoising_loss(ema, *own).item() for name, own in fixed.items()}})
                 losses = []
                 save("".join(json.dumps(row) + "\n" for row in log), out / "log.jsonl")
-                bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{held:.4f}")
+                bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{log[-1]['held_out']:.4f}")
             if done % sample_every == 0 or done == steps:
                 draw(ema, cond[shown, 0], likes, frames, done, seed, out)
             if done % save_every == 0 or done == steps or noted:
                 keep(done)
             if noted and done < steps:
                 raise KeyboardInterrupt(f"stopped and saved at step {done}: the same command with --resume goes on")
-    print(f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
+    print(f"memory     {peak_megabytes(base.device) or math.nan:,.0f} MB at most\n"
+          f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
           f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
     return out
 
@@ -246,6 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
     p.add_argument("--compile", action="store_true", help="torch.compile the training step")
+    p.add_argument("--uncentred", action="store_true", help="do not subtract the mean embedding, to compare")
     p.add_argument("--dry-run", action="store_true", help="check and say everything, train nothing, write nothing")
     args = p.parse_args(argv)
     try:
@@ -253,7 +251,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         p.error(error)
     except KeyboardInterrupt as stop:
-        p.exit(130, f"{p.prog}: {stop or 'stopped before the first step'}\n")
+        p.exit(130, f"{p.prog}: {str(stop) or 'stopped; --resume goes on from what was saved'}\n")
 
 
 if __name__ == "__main__":
