@@ -1,0 +1,100 @@
+"""Variations of labelled pictures, and the small learner that they are compared with."""
+import json
+
+import pytest
+import torch
+
+from tinyanl import augment, flowers, semi_supervised, train
+from tinyanl.data import scan
+from tinyanl.models import load_run
+from tinyanl.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    data = tmp_path_factory.mktemp("data") / "flowers"
+    flowers.write(data, 12)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train.train(data, steps=2, batch=2, out=out, device="cpu", sample_every=9)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    for i in range(4):
+        (folder / "ab"[i % 2]).mkdir(exist_ok=True)
+        flowers.draw(i)[0].save(folder / "ab"[i % 2] / f"flower {i}.png")
+    return folder
+
+
+def command(main, argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in argv])
+    said = [line for line in capsys.readouterr().err.split("\n") if line and "\r" not in line]
+    assert stop.value.code == 2 and len(said) == 1
+    return said[0]
+
+
+def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, labelled, tmp_path, capsys):
+    out = tmp_path / "more"
+    argv = ["--run", run_folder, "--data", labelled, "--out", out, "--per-image", "3", "--steps", "2"]
+    augment.main([str(word) for word in argv])
+    made = scan(out, 64)
+    assert made.classes == ["a", "b"] and len(made.pictures) == 12 and not made.skipped
+    rows = json.loads((out / "augment.json").read_text())["pictures"]
+    assert {row["file"] for row in rows} == {str(p.path.relative_to(out)) for p in made.pictures}
+    assert all(row["file"][0] == row["of"].removeprefix(f"{labelled}/")[0] for row in rows)  # the class folder
+    names = "like it", "like another class", "like a training picture"
+    assert all(-1 <= row[name] <= 1.0001 for row in rows for name in names)
+    assert "12 pictures" in capsys.readouterr().out
+    assert "not empty" in command(augment.main, argv, capsys)
+    assert "no classes" in command(augment.main, [*argv[:3], labelled / "a", *argv[4:5], tmp_path / "x"], capsys)
+    assert "--mask-rate" in command(augment.main, [*argv, "--mask-rate", "2"], capsys)
+
+
+def test_a_variation_is_a_masked_sample_of_its_picture(run_folder, labelled):
+    run, paths = load_run(run_folder, device="cpu"), [p.path for p in scan(labelled, 64).pictures]
+    x, embeddings = augment.augment(run, paths, per_image=2, mask_rate=0.0, steps=2)
+    assert x.shape == (4, 2, 3, 64, 64) and x.dtype == torch.uint8 and embeddings.shape == (4, 128)
+    from tinyanl.sample import sample, to_uint8
+    expected = to_uint8(sample(run, run.condition(embeddings).repeat_interleave(2, 0), steps=2))
+    assert torch.equal(x.flatten(0, 1), expected)
+
+
+def test_a_kind_is_read_from_a_caption():
+    assert [KIND[kind_of(f"a red {kind} in a meadow")] for kind in KIND] == KIND
+
+
+def test_views_differ_and_stay_in_range():
+    x = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for change in (WEAK, STRONG):
+        torch.manual_seed(0)
+        one, two = views(change, x), views(change, x)
+        assert one.shape == x.shape and -1 <= one.min() and one.max() <= 1 and not torch.equal(one, two)
+
+
+def test_the_learner_learns_colours_and_repeats():
+    """Six plain colours, two labelled pictures of each: easy, and unlabelled ones do no harm."""
+    g = torch.Generator().manual_seed(0)
+    hues = torch.tensor([[230, 20, 20], [20, 230, 20], [20, 20, 230], [230, 230, 20], [20, 230, 230], [230, 20, 230]])
+    y = torch.arange(6).repeat(2)
+    make = lambda y: (hues[y][:, :, None, None] + torch.randint(-20, 20, (len(y), 3, 64, 64), generator=g)).clamp(
+        0, 255).to(torch.uint8)
+    x, more, truth = make(y), make(y), torch.arange(6).repeat(10)
+    test = make(truth)
+    models = [fixmatch(x, y, test, (more, y), seed=0, steps=12, batch=16) for _ in range(2)]
+    weights = [list(model.state_dict().values()) for model in models]
+    assert all(torch.equal(a, b) for a, b in zip(*weights))
+    learned = fixmatch(x, y, None, None, seed=0, steps=40, batch=16)
+    assert semi_supervised.share(semi_supervised.judged(learned, test)[1], truth) > 0.6
+
+
+def test_every_way_is_compared(run_folder, tmp_path, capsys):
+    for i, (name, n) in enumerate((("labelled", 24), ("unlabelled", 12), ("test", 12))):
+        flowers.write(tmp_path / name, n, seed=70 + i)
+    rows = compare(load_run(run_folder, device="cpu"), tmp_path, [1, 2], seeds=2, per_image=2, mask_rate=0.3, steps=2)
+    assert [(row["labels a kind"], row["learned from"]) for row in rows] == [
+        (count, name) for count in (1, 2) for name in ("labelled only", "+ unlabelled", "+ unlabelled + generated",
+                                                       "CLIP, zero-shot", "CLIP, linear probe")]
+    assert all(0 <= row["accuracy"] <= 1 and row["seeds"] == 2 for row in rows)
+    assert rows[3]["accuracy"] > 0.5  # CLIP has read captions of flowers

@@ -1,0 +1,116 @@
+"""Evaluation: the judge, rows against closed cases, the command, and the suite that goes on where it stopped."""
+import json
+
+import pytest
+import torch
+
+from tinyanl import evaluate as module, flowers, train
+from tinyanl.evaluate import CLASSES, EACH, class_of, embed, evaluate, main, measure, pictures, table, text_figures
+from tinyanl.data import scan
+from tinyanl.models import load_base, load_run
+from tinyanl.sample import to_uint8
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("real") / "flowers"
+    flowers.write(folder, 96, seed=9)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_folder(real, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train.train(real, steps=2, batch=2, out=out, device="cpu", sample_every=9)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("judge")
+    judge, accuracy = module.train_judge(folder, n=300, epochs=24)
+    again, _ = module.train_judge(folder, n=300)  # kept
+    assert all(torch.equal(a, b) for a, b in zip(judge.state_dict().values(), again.state_dict().values()))
+    assert accuracy > 0.15, accuracy  # 43 classes: chance is 2 %, and 300 flowers are few
+    return judge
+
+
+def test_captions_of_flowers_have_classes_and_others_none():
+    assert len(CLASSES) == 43 == len(set(CLASSES))
+    found = {class_of(flowers.draw(i)[1]) for i in range(90)}
+    assert None not in found and len(found) > 25
+    assert CLASSES[class_of("a red rosette on a stem in a meadow")] == "red rosette"
+    assert class_of("a red rosettes") is class_of(None) is class_of("a car") is None
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of 128 features")
+def test_real_pictures_against_themselves_are_perfect_and_copies_are_found(real):
+    base = load_base(device="cpu")
+    x = pictures([p.path for p in scan(real, 64).pictures], 64)
+    own = embed(base, x)
+    torch.testing.assert_close(own, base.clip.embed(x / 127.5 - 1), atol=2e-3, rtol=0)  # 64 px: nothing is resized
+    row = measure(base, x, x, own)
+    assert row["samples"] == row["real"] == 96 and abs(row["1000 FD_clip"]) < 1e-3
+    assert row["precision"] == row["recall"] == 1 and row["nearest training picture"] == pytest.approx(1)
+    same = measure(base, x[:1].repeat(32, 1, 1, 1), x, own)
+    assert same["within"] == pytest.approx(0, abs=1e-5) and same["recall"] < 0.2
+    assert same["1000 FD_clip"] > 10
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+def test_rows_say_what_they_are_and_the_floor_comes_last(run_folder, real, judge):
+    run, x = load_run(run_folder, device="cpu"), pictures([p.path for p in scan(real, 64).pictures], 64)
+    rows = evaluate(run, x, rates=(0.0, 1.0), n=32, steps=2, judge=judge)
+    assert [(row["conditions"], row.get("rate")) for row in rows] == [
+        ("training", 0.0), ("training", 1.0), ("held out", 0.0), ("held out", 1.0), ("real", None)]
+    assert all(row["samples"] == 32 for row in rows)
+    assert all(0 <= row["right kind and colour"] <= 1 for row in rows[:4])
+    assert rows[-1]["FD_judge"] < min(row["FD_judge"] for row in rows[:4])  # two steps of training paint no flowers
+    assert evaluate(run, x, n=32, steps=2, sets=("held out",))[0]["1000 FD_clip"] == rows[2]["1000 FD_clip"]
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
+    for n in (40, 16, 4096):
+        with pytest.raises(ValueError, match=f"{n} samples against 96 real"):
+            evaluate(run, x, n=n)
+
+
+def test_text_figures_are_those_of_the_captions(run_folder, real, judge):
+    figures = text_figures(load_run(run_folder, device="cpu"), scan(real, 64).pictures, judge, each=1, steps=2)
+    assert figures["samples"] == 43 and figures["chance"] == 1 / 43
+    assert figures["R-precision of real by CLIP"] > 0.5  # it has read such captions
+    assert figures["R-precision of real by the judge"] > 0.1
+    assert figures["R-precision of samples by CLIP"] < 0.5  # two steps of training
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+def test_the_command_prints_and_saves_the_table(run_folder, real, capsys, monkeypatch, judge):
+    monkeypatch.setattr(module, "train_judge", lambda folder: (judge, 0.5))
+    main(["--run", str(run_folder), "--real", str(real), "--n", "32", "--steps", "2", "--rates", "0", "0.5"])
+    said = capsys.readouterr().out
+    rows = json.loads((run_folder / "evaluation.json").read_text())["rows"]
+    assert len(rows) == 5 and said.count("held out") == 2 and "50.0% of real flowers" in said
+    for argv in ([], ["--run", "x"], ["--run", "x", "--real", "y", "--suite", "z"],
+                 ["--run", "nowhere", "--real", "y"]):
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch, judge):
+    monkeypatch.setattr(module, "STEPS", (1, 2))
+    monkeypatch.setattr(module, "RATES", (0.0,))
+    monkeypatch.setattr(module, "cells", lambda: iter([{"data": "flowers", "tune": "shallow", "seed": 0}]))
+    monkeypatch.setattr(module, "train_judge", lambda folder: (judge, 0.5))
+    monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "above"})
+    flowers.write(tmp_path / "flowers", 12)
+    flowers.write(tmp_path / "fresh flowers", 64, seed=3)
+    results = json.loads(module.suite(tmp_path, n=32, steps=2).read_text())
+    assert {"setup", "masks", "text", "data=flowers tune=shallow seed=0 steps=1",
+            "data=flowers tune=shallow seed=0 steps=2"} == set(results)
+    one = results.pop("data=flowers tune=shallow seed=0 steps=2")
+    assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    again = json.loads(module.suite(tmp_path, n=32, steps=2).read_text())
+    assert again["data=flowers tune=shallow seed=0 steps=1"] == results["data=flowers tune=shallow seed=0 steps=1"]
+    made = again["data=flowers tune=shallow seed=0 steps=2"]
+    assert made["1000 FD_clip"] == one["1000 FD_clip"]  # the same run, measured again

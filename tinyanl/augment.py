@@ -1,0 +1,85 @@
+"""Variations of labelled pictures: masked samples like each of them, in its class folder.
+
+    python -m tinyanl.augment --run runs/flowers --data ./labelled --per-image 8 --out ./more
+
+A sample keeps its picture's class: ./more/daisy/00012_like_a_3.png. Hidden coordinates of the condition (--mask-rate)
+make it vary. Whether it has strayed from its class, or copies a picture that the run was trained on, is printed and
+kept in augment.json: the cosine of its CLIP embedding with that of its own picture, of the nearest one of another
+class, and of the nearest training picture.
+"""
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+
+from .data import describe, scan
+from .evaluate import embed
+from .metrics import nearest_similarity
+from .models import Run, command, encode, known, load_run, save
+from .sample import sample, to_uint8
+from .schedule import ddim_timesteps
+
+
+def augment(run: Run, paths: list[Path], per_image: int = 8, mask_rate: float = 0.3, steps: int = 50,
+            seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Pictures -> samples like each (N per_image 3 S S) uint8, and the pictures' unit CLIP embeddings (N D)."""
+    embeddings = encode(run.base, paths)[1][:, 0]                                             # N D
+    cond = run.condition(embeddings).repeat_interleave(per_image, 0)                          # N*per_image D
+    x = to_uint8(sample(run, cond, mask_rate, steps=steps, seed=seed))
+    return x.unflatten(0, (len(paths), per_image)), embeddings
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = command("augment", __doc__)
+    p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
+    p.add_argument("--data", type=Path, required=True, help="pictures in a folder for each class")
+    p.add_argument("--out", type=Path, required=True, help="new or empty folder for the variations")
+    p.add_argument("--per-image", type=int, default=8, help="variations of each picture (default %(default)s)")
+    p.add_argument("--mask-rate", type=float, default=0.3, help="hidden share of the condition (default %(default)s)")
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    args = p.parse_args(argv)
+    try:
+        if args.per_image < 1 or not 0 <= args.mask_rate <= 1:
+            raise ValueError(f"--per-image {args.per_image} must be at least 1, --mask-rate {args.mask_rate} in [0, 1]")
+        if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+            raise FileExistsError(f"{args.out} is not empty: choose a new name")
+        ddim_timesteps(1000, args.steps)
+        args.out.mkdir(parents=True, exist_ok=True)
+        run = load_run(args.run, args.weights, args.device)
+        folder = scan(args.data, run.base.size)
+        if not folder.classes:
+            raise ValueError(f"{args.data} has no classes: put the pictures of each into a sub-folder of its own")
+        print(describe(folder))
+        paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
+        x, sources = augment(run, paths, args.per_image, args.mask_rate, args.steps, args.seed)
+        training, train_ids, _ = known(run)
+        trained_on = encode(run.base, [training[i].path for i in train_ids])[1]
+        ours = embed(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
+        likeness = F.cosine_similarity(ours, sources[:, None], dim=-1)                        # N per_image
+        copied = nearest_similarity(ours.flatten(0, 1), trained_on.flatten(0, 1)).view_as(likeness)
+        other = torch.stack([nearest_similarity(own, sources[labels != label]) for own, label in zip(ours, labels)])
+        rows = []
+        for i, (path, label) in enumerate(zip(paths, labels.tolist())):
+            (args.out / folder.classes[label]).mkdir(parents=True, exist_ok=True)
+            for j in range(args.per_image):
+                file = Path(folder.classes[label], f"{i:05d}_like_{path.stem[:40]}_{j}.png")
+                to_pil_image(x[i, j]).save(args.out / file)
+                rows.append({"file": str(file), "of": str(path), "like it": likeness[i, j].item(), "like another class":
+                             other[i, j].item(), "like a training picture": copied[i, j].item()})
+        setup = {"run": str(args.run), "mask rate": args.mask_rate, "DDIM steps": args.steps, "seed": args.seed}
+        save(json.dumps({**setup, "pictures": rows}, indent=1), args.out / "augment.json")
+        strayed = (other > likeness).float().mean()
+        print(f"{len(rows)} pictures in {args.out}; cosine with their own {likeness.mean():.3f}, with the nearest "
+              f"training picture {copied.mean():.3f}; {strayed:.1%} are more like another class")
+    except (ValueError, OSError) as error:
+        p.error(error)
+
+
+if __name__ == "__main__":
+    main()
