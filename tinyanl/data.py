@@ -115,8 +115,8 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
             raise ValueError("not a file that can be read from its start")
         with warnings.catch_warnings(record=True), Image.open(path) as picture:
             picture = ImageOps.exif_transpose(picture)
-        w, h = (min(n, 16 * min(picture.size)) for n in picture.size)
-        picture = TF.center_crop(picture, (h, w))  # a strip, resized whole, could fill the memory; its middle is used
+        if max(picture.size) > (most := 16 * min(picture.size)):  # a strip, resized whole, could fill the memory
+            picture = TF.center_crop(picture, [min(n, most) for n in reversed(picture.size)])  # its middle is used
         if picture.mode == "F":
             raise ValueError("floating-point pixels have no agreed range")
         if picture.mode[0] == "I":  # 16-bit grey: 65535 / 257 = 255, where convert() clips most to white
