@@ -9,6 +9,8 @@ from tinyanl.data import scan
 from tinyanl.models import load_run
 from tinyanl.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
 
+from commands import one_line
+
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
@@ -27,14 +29,6 @@ def labelled(tmp_path_factory):
     return folder
 
 
-def command(main, argv, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in argv])
-    said = [line for line in capsys.readouterr().err.split("\n") if line and "\r" not in line]
-    assert stop.value.code == 2 and len(said) == 1
-    return said[0]
-
-
 def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, labelled, tmp_path, capsys):
     out = tmp_path / "more"
     argv = ["--run", run_folder, "--data", labelled, "--out", out, "--per-image", "3", "--steps", "2"]
@@ -47,9 +41,9 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, label
     names = "like it", "like another class", "like a training picture"
     assert all(-1 <= row[name] <= 1.0001 for row in rows for name in names)
     assert "12 pictures" in capsys.readouterr().out
-    assert "not empty" in command(augment.main, argv, capsys)
-    assert "no classes" in command(augment.main, [*argv[:3], labelled / "a", *argv[4:5], tmp_path / "x"], capsys)
-    assert "--mask-rate" in command(augment.main, [*argv, "--mask-rate", "2"], capsys)
+    assert "not empty" in one_line(augment.main, argv, capsys)
+    assert "no classes" in one_line(augment.main, [*argv[:3], labelled / "a", *argv[4:5], tmp_path / "x"], capsys)
+    assert "--mask-rate" in one_line(augment.main, [*argv, "--mask-rate", "2"], capsys)
 
 
 def test_a_variation_is_a_masked_sample_of_its_picture(run_folder, labelled):

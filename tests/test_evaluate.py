@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from tinyanl import evaluate as module, flowers, train
-from tinyanl.evaluate import CLASSES, EACH, class_of, embed, evaluate, main, measure, pictures, table, text_figures
 from tinyanl.data import scan
-from tinyanl.models import load_base, load_run
-from tinyanl.sample import to_uint8
+from tinyanl.evaluate import evaluate, look, main, measure, table, text_figures
+from tinyanl.judge import CLASSES, class_of, pictures
+from tinyanl.models import embed_pictures, load_base, load_run
+
+from commands import one_line
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +48,12 @@ def test_captions_of_flowers_have_classes_and_others_none():
 def test_real_pictures_against_themselves_are_perfect_and_copies_are_found(real):
     base = load_base(device="cpu")
     x = pictures([p.path for p in scan(real, 64).pictures], 64)
-    own = embed(base, x)
+    own = embed_pictures(base, x)
     torch.testing.assert_close(own, base.clip.embed(x / 127.5 - 1), atol=2e-3, rtol=0)  # 64 px: nothing is resized
-    row = measure(base, x, x, own)
+    row = measure(look(base, x), look(base, x), own)
     assert row["samples"] == row["real"] == 96 and abs(row["1000 FD_clip"]) < 1e-3
     assert row["precision"] == row["recall"] == 1 and row["nearest training picture"] == pytest.approx(1)
-    same = measure(base, x[:1].repeat(32, 1, 1, 1), x, own)
+    same = measure(look(base, x[:1].repeat(32, 1, 1, 1)), look(base, x), own)
     assert same["within"] == pytest.approx(0, abs=1e-5) and same["recall"] < 0.2
     assert same["1000 FD_clip"] > 10
 
@@ -90,9 +92,7 @@ def test_the_command_prints_and_saves_the_table(run_folder, real, capsys, monkey
     assert len(rows) == 5 and said.count("held out") == 2 and "50.0% of real flowers" in said
     for argv in ([], ["--run", "x"], ["--run", "x", "--real", "y", "--suite", "z"],
                  ["--run", "nowhere", "--real", "y"]):
-        with pytest.raises(SystemExit) as stop:
-            main(argv)
-        assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+        one_line(main, argv, capsys)
 
 
 @pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")

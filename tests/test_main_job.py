@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torchvision.transforms.functional import to_pil_image
 
 from tinyanl.data import scan
 from tinyanl.flowers import BACKGROUNDS, COLOURS, KINDS, write
-from tinyanl.models import embed_texts, encode, load_run, tunable
+from tinyanl.models import embed_pictures, embed_texts, encode, load_run
 from tinyanl.sample import sample, to_uint8
 from tinyanl.train import split, train
+from tinyanl.tune import tunable
 
 FLOWERS = [f"a {colour} {kind} {stem}{words}"
            for kind in KINDS for colour, stem, words in product(COLOURS, ("", "on a stem "), BACKGROUNDS)]
@@ -25,8 +24,7 @@ OTHERS = [form.format(label) for form in ("{}", "a {}", "a drawing of a {}", "a 
 def share_of_flowers(run, cond, seeds):
     """The share of samples whose best caption, of all of the above, is a flower's."""
     samples = torch.cat([to_uint8(sample(run, cond, seed=seed)) for seed in range(seeds)])
-    pictures = torch.stack([run.base.clip.preprocess(to_pil_image(x)) for x in samples])
-    embeddings = F.normalize(run.base.clip.encode_image(pictures.to(run.base.device)), dim=-1).cpu()
+    embeddings = embed_pictures(run.base, samples)
     flowers, others = (embed_texts(run.base, captions) for captions in (FLOWERS, OTHERS))
     return ((embeddings @ flowers.T).amax(1) > (embeddings @ others.T).amax(1)).float().mean().item()
 

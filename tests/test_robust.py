@@ -36,6 +36,7 @@ from tinyanl import flowers, models, pretrain, sample, train, weights
 from tinyanl.data import scan
 from tinyanl.models import EMBEDDED, encode, load_base, load_run
 
+from commands import one_line
 from kills import left, same
 
 HERE = Path(__file__).parent
@@ -75,15 +76,6 @@ def finished(base, pictures, tmp_path_factory):
 def ten(finished, tmp_path):
     """A copy of it, to spoil."""
     return shutil.copytree(finished, tmp_path / "whole")
-
-
-def one_line(main, argv, capsys, code=2):
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in argv])
-    err = capsys.readouterr().err
-    said = [line for line in err.split("\n") if line and "\r" not in line]  # that is a progress bar
-    assert stop.value.code == code and len(said) == 1 and "Traceback" not in err, err
-    return said[0]
 
 
 # --- runs that end early
@@ -435,7 +427,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, tmp_path):
 BOMBS = """
 import resource, sys, zipfile, torch
 from pathlib import Path
-from tinyanl.models import load
+from tinyanl.runs import load
 from tinyanl.weights import inspect
 kind, folder = sys.argv[1], Path(sys.argv[2])
 path, tensor = folder / "bomb.pt", torch.zeros(4_000_000)
@@ -570,7 +562,7 @@ def test_a_prompt_too_long_and_a_folder_with_no_pictures(ten, tmp_path, capsys):
 # --- two runs, and no right to write
 
 def test_a_folder_in_use_is_left_alone(pictures, ten, tmp_path):
-    hold = ("import sys, time; from tinyanl.models import claim; from pathlib import Path; "
+    hold = ("import sys, time; from tinyanl.runs import claim; from pathlib import Path; "
             "lock = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)")
     other = subprocess.Popen([sys.executable, "-c", hold, ten], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
     try:

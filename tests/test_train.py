@@ -11,9 +11,10 @@ from torch.testing import assert_close
 
 from tinyanl.data import scan, to_square
 from tinyanl.flowers import draw
-from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run, tunable
+from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
+from tinyanl.tune import tunable
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from torch.testing import assert_close
 
 from tinyanl import train
 from tinyanl.flowers import draw
-from tinyanl.models import DEAD, TUNES, Run, depths, load_base, load_run, trained, tunable
+from tinyanl.models import Run, load_base, load_run
 from tinyanl.sample import sample
+from tinyanl.tune import DEAD, TUNES, depths, trained, tunable
 from tinyanl.unet import UNet
 
 

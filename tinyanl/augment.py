@@ -16,10 +16,10 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from .data import describe, scan
-from .evaluate import embed
 from .metrics import nearest_similarity
-from .models import Run, command, encode, known, load_run, save
-from .sample import sample, to_uint8
+from .models import Run, embed_pictures, encode, known, load_run
+from .runs import command, save
+from .sample import sample, sampling_arguments, to_uint8
 from .schedule import ddim_timesteps
 
 
@@ -39,10 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the variations")
     p.add_argument("--per-image", type=int, default=8, help="variations of each picture (default %(default)s)")
     p.add_argument("--mask-rate", type=float, default=0.3, help="hidden share of the condition (default %(default)s)")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    sampling_arguments(p)
     args = p.parse_args(argv)
     try:
         if args.per_image < 1 or not 0 <= args.mask_rate <= 1:
@@ -60,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         x, sources = augment(run, paths, args.per_image, args.mask_rate, args.steps, args.seed)
         training, train_ids, _ = known(run)
         trained_on = encode(run.base, [training[i].path for i in train_ids])[1]
-        ours = embed(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
+        ours = embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
         likeness = F.cosine_similarity(ours, sources[:, None], dim=-1)                        # N per_image
         copied = nearest_similarity(ours.flatten(0, 1), trained_on.flatten(0, 1)).view_as(likeness)
         other = torch.stack([nearest_similarity(own, sources[labels != label]) for own, label in zip(ours, labels)])

@@ -15,125 +15,59 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
-from tqdm import tqdm
+from torch import Tensor
 
-from .data import open_rgb, scan, to_square
-from .flowers import KINDS, write
+from .data import scan
+from .flowers import write
+from .judge import CLASSES, Network, class_of, judged, pictures, share, train_judge
 from .metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity, precision_recall,
                       retrieval)
-from .models import TUNES, Base, Run, command, embed_texts, encode, generator, known, load, load_run, save
-from .sample import sample, to_uint8
+from .models import Base, Run, embed_pictures, embed_texts, encode, generator, known, load_run
+from .runs import command, load, save
+from .sample import sample, sampling_arguments, to_uint8
 from .schedule import ddim_timesteps
+from .tune import TUNES
 from .weights import inspect
 
 EACH = 16  # samples of a condition
-CLASSES = [f"{colour} {kind}" for kind, colours in KINDS.items() for colour in colours]  # 43 of drawn flowers
-Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # (N 3 S S) in [-1, 1] -> features (N D), logits
 RATES, STEPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0), (60, 125, 250, 500)  # of the suite
 
 
-share = lambda logits, labels: (logits.argmax(1) == labels).float().mean().item()  # of right answers
+def look(base: Base, x: Tensor, judge: Network | None = None, network: Network | None = None) -> dict[str, Tensor]:
+    """Pictures (N 3 S S) uint8 -> what CLIP, the judge and FID's Inception make of them, those that are given."""
+    seen = {"clip": embed_pictures(base, x)}
+    for name, own in (("judge", judge), ("inception", network)):
+        if own:
+            seen[name], seen[f"{name}'s logits"] = judged(own, x)
+    return seen
 
 
-def class_of(text: str | None) -> int | None:
-    """The class of a flower by its caption, None for other captions."""
-    return next((i for i, name in enumerate(CLASSES) if f"{text} ".startswith(f"a {name} ")), None)
-
-
-class Judge(nn.Module):
-    """A small convolutional network: pictures (N 3 64 64) in [-1, 1] -> features (N 64), logits (N classes)."""
-
-    def __init__(self, classes: int = len(CLASSES)):
-        super().__init__()
-        layers = [[nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
-                  for a, b in ((3, 32), (32, 64), (64, 128), (128, 128))]
-        self.layers = nn.Sequential(*sum(layers, []))
-        self.features, self.classes = nn.Linear(128, 64), nn.Linear(64, classes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.shape[-1] != 64:
-            x = F.interpolate(x, size=64, mode="bilinear", antialias=True)
-        features = F.relu(self.features(self.layers(x).mean((2, 3))))                         # N 64
-        return features, self.classes(features)
-
-
-def pictures(paths: list[Path], size: int) -> Tensor:
-    """Picture files -> (N 3 S S) uint8."""
-    return to_uint8(torch.stack([to_square(open_rgb(path), size) for path in tqdm(paths, "reading", leave=False)]))
-
-
-def train_judge(folder: Path, n: int = 6000, epochs: int = 12, size: int = 64) -> tuple[Judge, float]:
-    """A judge trained on n flowers, and its accuracy on n / 6 others; kept in `folder`, with the flowers."""
-    if not (folder / "flowers/metadata.jsonl").exists():
-        write(folder / "flowers", n + n // 6, size, seed=424_242)  # a seed that no data set has
-    torch.manual_seed(0)
-    judge, path = Judge(), folder / "judge.pt"
-    if not path.exists():
-        found = scan(folder / "flowers", size).pictures
-        x, y = pictures([p.path for p in found], size), torch.tensor([class_of(p.text) for p in found])
-        optimizer, steps = torch.optim.AdamW(judge.parameters(), 2e-3), epochs * (n // 128)
-        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
-        for step in tqdm(range(steps), "training the judge"):
-            g = generator(0, step)
-            i, flip = torch.randint(n, (128,), generator=g), torch.rand(128, 1, 1, 1, generator=g) < 0.5
-            view = x[i] / 127.5 - 1                                                           # 128 3 S S
-            loss = F.cross_entropy(judge(torch.where(flip, view.flip(-1), view))[1], y[i], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            cycle.step()
-        judge.eval()
-        accuracy = share(judged(judge, x[n:])[1], y[n:])
-        save({"config": {"n": n, "epochs": epochs}, "judge": judge.state_dict(), "accuracy": accuracy}, path)
-    kept = load(path, {"judge", "accuracy"})
-    judge.load_state_dict(kept["judge"])
-    return judge.eval().requires_grad_(False), kept["accuracy"]
-
-
-@torch.no_grad()
-def judged(judge: Network, x: Tensor, batch: int = 250) -> tuple[Tensor, Tensor]:
-    """(N 3 S S) uint8 -> the judge's features and logits."""
-    parts = [judge(part / 127.5 - 1) for part in x.split(batch)]
-    return torch.cat([features for features, _ in parts]), torch.cat([logits for _, logits in parts])
-
-
-@torch.no_grad()
-def embed(base: Base, x: Tensor, batch: int = 64) -> Tensor:
-    """Pictures (N 3 S S) uint8 -> unit CLIP embeddings (N D) on the CPU, through CLIP's own preprocessing."""
-    views = (torch.stack([base.clip.preprocess(to_pil_image(picture)) for picture in part]) for part in x.split(batch))
-    return F.normalize(torch.cat([base.clip.encode_image(view.to(base.device)).cpu() for view in views]), dim=-1)
-
-
-def measure(base: Base, x: Tensor, real: Tensor, training: Tensor, judge: nn.Module | None = None,
-            network: Network | None = None) -> dict:
-    """Figures of samples x (N 3 S S), EACH in a row of one condition, against as many real ones (N 3 S S), uint8.
+def measure(ours: dict[str, Tensor], theirs: dict[str, Tensor], training: Tensor) -> dict:
+    """Figures of N samples, EACH in a row of one condition, against as many real pictures, both by `look`.
     training (M D): unit CLIP embeddings of what the run has seen. FD: Frechet distance, times 1000 where on CLIP.
     within, across: diversity of samples of one condition, and of different ones."""
-    ours, theirs = embed(base, x), embed(base, real)
-    row = {"samples": len(x), "real": len(real), "1000 FD_clip": 1000 * frechet_distance(ours, theirs)}
-    row["precision"], row["recall"] = precision_recall(theirs, ours)
-    groups = ours.unflatten(0, (-1, EACH))                                                    # N/16 16 D
+    clip, n = ours["clip"], len(ours["clip"])
+    row = {"samples": n, "real": len(theirs["clip"]), "1000 FD_clip": 1000 * frechet_distance(clip, theirs["clip"])}
+    row["precision"], row["recall"] = precision_recall(theirs["clip"], clip)
+    groups = clip.unflatten(0, (-1, EACH))                                                    # N/16 16 D
     row["within"] = sum(diversity(group) for group in groups) / len(groups)
     row["across"] = sum(diversity(groups[:, j]) for j in range(EACH)) / EACH
-    row["nearest training picture"] = nearest_similarity(ours, training).mean().item()
-    if judge:
-        row["FD_judge"] = frechet_distance(judged(judge, x)[0], judged(judge, real)[0])
-    if network:
-        (a, logits), (b, _) = judged(network, x), judged(network, real)
-        shuffled = logits[torch.randperm(len(x), generator=generator(0, 0))]
-        row["FID"], (row["IS"], row["IS deviation"]) = frechet_distance(a, b), inception_score(shuffled)
+    row["nearest training picture"] = nearest_similarity(clip, training).mean().item()
+    if "judge" in ours:
+        row["FD_judge"] = frechet_distance(ours["judge"], theirs["judge"])
+    if "inception" in ours:
+        row["FID"] = frechet_distance(ours["inception"], theirs["inception"])
+        shuffled = ours["inception's logits"][torch.randperm(n, generator=generator(0, 0))]
+        row["IS"], row["IS deviation"] = inception_score(shuffled)
     return row
 
 
 def evaluate(run: Run, real: Tensor, rates: tuple[float, ...] = (0.0,), n: int = 512, steps: int = 50, seed: int = 0,
-             judge: nn.Module | None = None, network: Network | None = None,
+             judge: Network | None = None, network: Network | None = None,
              sets: tuple[str, ...] = ("training", "held out")) -> list[dict]:
     """A row of figures for each rate and set of conditions, and the floor. real (M 3 S S) uint8: pictures that the run
     has not seen, at least 2 n for a floor with as many samples. ValueError: too few samples for any figure."""
@@ -142,26 +76,27 @@ def evaluate(run: Run, real: Tensor, rates: tuple[float, ...] = (0.0,), n: int =
                          "and no fewer real ones")
     found, train_ids, held_ids = known(run)
     _, embeddings = encode(run.base, [p.path for p in found])                                 # P 2 D
-    training, rows = embeddings[train_ids].flatten(0, 1), []
+    training, theirs, rows = embeddings[train_ids].flatten(0, 1), look(run.base, real[:n], judge, network), []
     for name in sets:
         ids = train_ids if name == "training" else held_ids
         own = embeddings[ids].transpose(0, 1).flatten(0, 1)                                   # all, then all mirrored
         i = torch.arange(n // EACH) * max(1, len(ids) * EACH // n) % len(own)  # spread over all
         for rate in rates:
             x = to_uint8(sample(run, run.condition(own[i.repeat_interleave(EACH)]), rate, steps=steps, seed=seed))
-            row = {"conditions": name, "rate": rate, "steps": steps}
-            row |= measure(run.base, x, real[:n], training, judge, network)
+            ours = look(run.base, x, judge, network)
+            row = {"conditions": name, "rate": rate, "steps": steps, **measure(ours, theirs, training)}
             truth = [class_of(found[ids[k % len(ids)]].text) for k in i.tolist()]
             if judge and None not in truth:
-                row["right kind and colour"] = share(judged(judge, x)[1], torch.tensor(truth).repeat_interleave(EACH))
+                truth = torch.tensor(truth).repeat_interleave(EACH)
+                row["right kind and colour"] = share(ours["judge's logits"], truth)
             rows.append(row)
     floor = real[n : 2 * n][: (len(real) - n) // EACH * EACH]
     if len(floor) >= 2 * EACH:
-        rows.append({"conditions": "real", **measure(run.base, floor, real[:n], training, judge, network)})
+        rows.append({"conditions": "real", **measure(look(run.base, floor, judge, network), theirs, training)})
     return rows
 
 
-def text_figures(run: Run, real: list, judge: nn.Module, each: int = 12, steps: int = 50) -> dict:
+def text_figures(run: Run, real: list, judge: Network, each: int = 12, steps: int = 50) -> dict:
     """R-precision: the share of samples from "a red rose" ... whose best caption of all 43 is their prompt's, by CLIP
     and by the judge; and of real flowers (pictures with captions, as from `scan`)."""
     captions = embed_texts(run.base, [f"a {name}" for name in CLASSES])                       # 43 D
@@ -170,7 +105,7 @@ def text_figures(run: Run, real: list, judge: nn.Module, each: int = 12, steps: 
     figures = {"samples": len(x), "chance": 1 / len(CLASSES)}
     seen, labels = pictures([p.path for p in real], run.base.size), torch.tensor([class_of(p.text) for p in real])
     for name, shown, right in (("samples", x, truth), ("real", seen, labels)):
-        figures[f"R-precision of {name} by CLIP"] = retrieval(embed(run.base, shown), captions, right)
+        figures[f"R-precision of {name} by CLIP"] = retrieval(embed_pictures(run.base, shown), captions, right)
         figures[f"R-precision of {name} by the judge"] = share(judged(judge, shown)[1], right)
     return figures
 
@@ -185,9 +120,7 @@ def table(rows: list[dict]) -> str:
 
 def cells() -> Iterator[dict]:
     """What the suite trains: arguments of train, the most telling first."""
-    for tune in TUNES:
-        yield from ({"data": "flowers", "tune": tune, "seed": 0},)
-    for data in ("faces", "vehicles"):
+    for data in ("flowers", "faces", "vehicles"):
         yield from ({"data": data, "tune": tune, "seed": 0} for tune in TUNES)
     for seed in (1, 2):
         yield from ({"data": "flowers", "tune": tune, "seed": seed} for tune in ("anl", "attention", "all", "scratch"))
@@ -213,8 +146,8 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0) -> Path:
         data, run_folder = folder / cell["data"], folder / "runs" / name.replace(" ", ",")
         if not (data / "metadata.jsonl").exists():
             raise FileNotFoundError(f"no {data}: python -m tinyanl.pretrain families --data ./emoji --out {folder}")
-        flags = [w for k, v in cell.items() if k != "data" for w in (f"--{k.replace('_', '-')}", str(v))]
-        flags = [w for w in flags if w != "True"]
+        flags = [word for k, v in cell.items() if k != "data"
+                 for word in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
         for before, done in zip((0, *STEPS), STEPS):
             key = f"{name} steps={done}"
             if key in results:
@@ -257,11 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--suite", type=Path, help="folder for everything that is compared; flowers are drawn there")
     p.add_argument("--rates", type=float, nargs="+", default=[0.0], help="mask rates (default %(default)s)")
     p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
     p.add_argument("--inception", type=Path, help="released FID weights: adds FID and Inception Score")
-    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    sampling_arguments(p)
     args = p.parse_args(argv)
     if bool(args.suite) == bool(args.run) or bool(args.run) != bool(args.real):
         p.error("give --run and --real, or --suite")

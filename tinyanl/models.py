@@ -4,46 +4,28 @@ The files of a weights folder are known by the keys inside them, never by name. 
 stage and class embedding, in one file or several), a CLIP and its BPE merges; the embedded default in assets/emoji64 is
 such a folder. B batch, N pictures, C h w latent, D CLIP embedding width, S picture side, R CLIP's picture side.
 """
-import argparse
-import contextlib
-import copy
 import hashlib
-import os
-import re
-import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks: two runs into one folder go unnoticed there
-    fcntl = None
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from .anl import ANLs
 from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import Picture, open_rgb, scan, to_square
+from .runs import load, one_line
 from .tokenizer import Tokenizer
-from .unet import Downsample, UNet, Upsample
-from .weights import inspect, refuse_bomb
+from .tune import put, tunable
+from .unet import UNet
+from .weights import inspect
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
-FREE = ("batch", "lr", "train_mask")  # what a resumed run may change of its config.json
-STATE = ("step", "live", "ema", "optimizer", "frames", "log", "losses", "same", "config")  # in state.pt
 NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average caption where a data set has none
-
-one_line = lambda error: " ".join(f"{error}".split())[:240] or type(error).__name__  # what torch says may be a page
 
 
 @dataclass
@@ -84,16 +66,6 @@ def pick_device(device: str | None = None) -> torch.device:
     if picked.type not in ("cuda", "mps", "cpu"):
         raise ValueError(f"device {device!r}: choose cuda, mps or cpu, or leave it out to use {found}")
     return picked
-
-
-def command(name: str, doc: str) -> argparse.ArgumentParser:
-    """The parser of `python -m tinyanl.NAME`, which says what is wrong in one line, and on exit 2."""
-    p = argparse.ArgumentParser(f"python -m tinyanl.{name}", description=doc,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.error = lambda message: p.exit(2, f"{p.prog}: {message}\n")
-    if hasattr(sys.stdout, "reconfigure"):  # a file may have a name that the terminal cannot show
-        sys.stdout.reconfigure(errors="backslashreplace")
-    return p
 
 
 def load_base(weights: str | Path | None = None, device: str | None = None) -> Base:
@@ -184,6 +156,13 @@ def encode(base: Base, paths: list[Path], batch: int = 16) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
+def embed_pictures(base: Base, x: Tensor, batch: int = 64) -> Tensor:
+    """Pictures (N 3 S S) uint8 -> unit CLIP embeddings (N D) on the CPU, through CLIP's own preprocessing."""
+    views = (torch.stack([base.clip.preprocess(to_pil_image(picture)) for picture in part]) for part in x.split(batch))
+    return F.normalize(torch.cat([base.clip.encode_image(view.to(base.device)).cpu() for view in views]), dim=-1)
+
+
+@torch.no_grad()
 def embed_texts(base: Base, texts: list[str]) -> Tensor:
     """Prompts -> unit CLIP text embeddings (N D), on the CPU. ValueError for one that is longer than CLIP's context."""
     tokens = base.tokenizer(texts, base.clip.context_length).to(base.device)
@@ -197,72 +176,6 @@ def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     held = max(1, n // 10)
     return order[held:].sort().values, order[:held].sort().values
-
-
-# --tune -> whether a tensor of the U-Net trains, by its name and depth (0 the full resolution, 1 the lowest), and
-# whether the condition is the U-Net's context, in place of "no class". All but `anl` are what the paper compares with.
-TUNES: dict[str, tuple[Callable[[str, float], object], bool]] = {
-    "anl": (lambda name, depth: False, False),  # the U-Net stays as it is: ANLs at its sites are trained
-    "attention": (lambda name, depth: re.match(r"\w+_blocks?\.(\d+\.)?1\.(norm|proj|transformer)", name), True),
-    "all": (lambda name, depth: True, True),
-    "scratch": (lambda name, depth: True, True),  # as all, from fresh weights
-    "deep": (lambda name, depth: depth > 0.5, True),  # the low-resolution half, and the other one: which parts are
-    "shallow": (lambda name, depth: depth <= 0.5, True),  # transferable? (after Zhao et al. 2020)
-    "uncond": (lambda name, depth: re.search(r"\.(attn1|ff|norm1|norm3)\.", name), False)}  # known second-hand
-DEAD = re.compile(r"\.(attn2\.to_[qk]|norm2)\.")  # over one context token, softmax is 1 whatever query and key are
-
-
-def depths(unet: UNet) -> dict[str, float]:
-    """Name of every tensor -> the level it works at, 0 (full resolution; also time and output) to 1 (the lowest)."""
-    level, levels = 0, {}
-    for name, blocks in (("input_blocks", unet.input_blocks), ("output_blocks", unet.output_blocks)):
-        for i, layers in enumerate(blocks):
-            levels[f"{name}.{i}."] = level
-            level += isinstance(layers[0], Downsample) - isinstance(layers[-1], Upsample)
-        levels.setdefault("middle_block.", level)
-    deepest = max(1, *levels.values())
-    return {name: next((n / deepest for start, n in levels.items() if name.startswith(start)), 0.0)
-            for name, _ in unet.named_parameters()}
-
-
-def tunable(base: Base, tune: str = "anl", tokens: int = 1, ratio: int = 4) -> nn.ModuleDict:
-    """What `tune` trains, fresh: "anls"; or a copy of the "unet" and, where it is conditioned, "to_context" (B D ->
-    B K*M: the identity where CLIP and context are equally wide and K = 1). The tensors with requires_grad are those
-    that train. ValueError: there is no such way, or this U-Net has nothing to train in it."""
-    if tune not in TUNES:
-        raise ValueError(f"tune={tune!r}: choose from {', '.join(TUNES)}")
-    if tune == "anl":
-        return nn.ModuleDict({"anls": ANLs(base.unet.sites, base.clip.dim, tokens, ratio)})
-    (trains, conditioned), width, depth = TUNES[tune], base.unet.context_dim, depths(base.unet)
-    chosen = {name for name, level in depth.items() if trains(name, level)}
-    if width is None and conditioned or not chosen:
-        raise ValueError(f"tune={tune!r} needs a U-Net with transformer blocks, and that of {base.name} has none: "
-                         "choose anl")
-    model = nn.ModuleDict({"unet": copy.deepcopy(base.unet)})
-    if tune == "scratch":
-        for module in model.modules():
-            getattr(module, "reset_parameters", lambda: None)()
-    for name, p in model["unet"].named_parameters():
-        p.requires_grad_(name in chosen)
-    if conditioned:
-        same = tokens == 1 and base.clip.dim == width
-        model["to_context"] = nn.Identity() if same else nn.Linear(base.clip.dim, tokens * width)
-    return model
-
-
-def trained(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `tunable` that train, by name."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def put(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give the tensors that train the values of others. LookupError, RuntimeError: they are not the same ones."""
-    if odd := tensors.keys() ^ trained(model).keys():
-        raise LookupError(f"{len(odd)} tensors are missing or too many: {sorted(odd)[:3]}")
-    for name, p in trained(model).items():  # before any copy: a tensor may be one number, repeated
-        if tensors[name].shape != p.shape or not tensors[name].is_floating_point():
-            raise TypeError(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, not {tuple(p.shape)}")
-    model.load_state_dict({name: x.float() for name, x in tensors.items()}, strict=False, assign=True)
 
 
 @dataclass
@@ -309,105 +222,6 @@ def known(run: Run) -> tuple[list[Picture], Tensor, Tensor]:
         raise ValueError(f"{data} no longer holds the {len(run.pictures)} pictures of this run: put them back, or "
                          "train again")
     return found, *split(len(found), run.config["seed"])
-
-
-def peak_megabytes(device: torch.device) -> float | None:
-    """The most memory that this process has held: of the GPU, or else as Linux counts it; None on other systems."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
-
-
-def save(content: dict | str | Image.Image, path: Path) -> None:
-    """Write tensors, text or a picture: `path` is the old file or the whole new one, whenever the power fails.
-    OSError: it cannot be written; the old file is still there."""
-    part = path.with_name(f".part-{path.name}")  # the suffix tells Pillow the format
-    try:
-        if isinstance(content, Image.Image):
-            content.save(part)
-        elif isinstance(content, str):
-            part.write_text(content, encoding="utf-8")
-        else:
-            torch.save(content, part)
-        with open(part, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
-        free = shutil.disk_usage(path.parent).free
-        part.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written ({one_line(error)}; {free:,} bytes are free there): what was there "
-                      "before is whole. Make room and try again") from error
-
-
-def load(path: Path, names: set[str]) -> dict:
-    """What `save` wrote, a dict with at least these names. Runs nothing. ValueError: it is something else."""
-    try:
-        refuse_bomb(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if missing := names - set(content):
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        if not isinstance(content.get("config"), dict):
-            raise ValueError("its config is no dict")
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged or hostile file sets off
-        raise ValueError(f"{path} is damaged or not of tinyanl ({one_line(error)}): train again") from error
-    return content
-
-
-def claim(out: Path) -> IO | None:
-    """Make the run folder and hold it until the returned file is closed or this process ends, however it ends.
-    OSError: it cannot be written to, or another process holds it."""
-    out.mkdir(parents=True, exist_ok=True)
-    lock = open(out / ".lock", "w")
-    try:
-        if fcntl:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # POSIX allows either
-        raise OSError(f"{out} is in use by another process: wait for it, or choose another --out") from error
-    return lock
-
-
-def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dict | None:
-    """What to resume from, or None. FileExistsError: a run is there and neither flag was given. ValueError: it was made
-    with other arguments than a resumed run may change, or it is damaged."""
-    names = ("config.json", "state.pt", "adapter.pt", "log.jsonl", "filmstrip.png")
-    there = [name for name in names if (out / name).exists()]
-    if there and not resume and not overwrite:
-        raise FileExistsError(f"{out} already has a {there[0]}: --resume continues its run, --overwrite replaces it")
-    if resume and "adapter.pt" in there and "state.pt" not in there:
-        raise FileExistsError(f"{out} has an adapter.pt but no state.pt to resume from: --overwrite starts anew")
-    if not resume or "state.pt" not in there:
-        return None
-    state = load(out / "state.pt", set(STATE))
-    changed = {name: f"{name} was {state['config'].get(name)}, is {value}" for name, value in config.items()
-               if state["config"].get(name) != value}
-    if fixed := [words for name, words in changed.items() if name not in FREE]:
-        raise ValueError(f"{out} cannot be resumed with other arguments: {'; '.join(fixed)}. Use --out for a new run")
-    print("".join(f"changed    {words}\n" for words in changed.values()), end="")
-    return state
-
-
-@contextlib.contextmanager
-def noting_signals() -> Iterator[list[int]]:
-    """Within it, a first Ctrl-C or SIGTERM only goes into the list, for a loop to stop between two steps; a second one
-    does what it always does. Outside the main thread Python cannot listen: both do what they always do."""
-    noted, usual = [], {}
-
-    def note(number: int, frame: object) -> None:
-        noted.append(number)
-        signal.signal(number, usual[number])
-
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup's wish is respected
-                usual[number] = signal.signal(number, note)
-    try:
-        yield noted
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
 
 
 def load_run(run: str | Path, weights: str | Path | None = None, device: str | None = None) -> Run:

@@ -27,7 +27,8 @@ from .clip import CLIP
 from .data import COLOURS, composite, read_art, say
 from .flowers import place
 from .metrics import frechet_distance, psnr, retrieval
-from .models import claim, command, fingerprint, generator, load, pick_device, save
+from .models import fingerprint, generator, pick_device
+from .runs import claim, command, load, save
 from .sample import denoise
 from .schedule import add_noise, ldm_alpha_bar
 from .tokenizer import Tokenizer

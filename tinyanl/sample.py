@@ -3,6 +3,7 @@
     python -m tinyanl.sample --run runs/flowers --like photo.png --mask-rate 0.3 --n 16
     python -m tinyanl.sample --run runs/flowers --text "a red rose" "a white daisy"
 """
+import argparse
 import itertools
 import json
 import math
@@ -17,7 +18,8 @@ from tqdm import tqdm
 
 from .data import describe, scan
 from .masking import guided, mask_condition
-from .models import Run, command, embed_texts, encode, load_run
+from .models import Run, embed_texts, encode, load_run
+from .runs import command
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 
@@ -53,6 +55,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x + 1) * 127.5).round().to(torch.uint8)
 
 
+def sampling_arguments(p: argparse.ArgumentParser) -> None:
+    """What every command that samples from a run takes."""
+    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
+    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+
+
 def main(argv: list[str] | None = None) -> None:
     p = command("sample", __doc__)
     p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
@@ -61,11 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     what.add_argument("--text", nargs="+", help="prompts, used in turn; neither --like nor --text: unconditional")
     p.add_argument("--mask-rate", type=float, default=0.0, help="hidden share of the condition (default %(default)s)")
     p.add_argument("--guidance", type=float, default=1.0, help="1: none, more: exaggerates (default %(default)s)")
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
     p.add_argument("--n", type=int, default=16, help="pictures (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    sampling_arguments(p)
     p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
     args = p.parse_args(argv)
     try:

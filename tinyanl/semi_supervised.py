@@ -19,9 +19,11 @@ from tqdm import tqdm
 
 from .augment import augment
 from .data import scan
-from .evaluate import Judge, embed, judged, pictures, share, table
+from .evaluate import table
 from .flowers import KINDS, write
-from .models import Base, Run, command, embed_texts, generator, load_run, save
+from .judge import Judge, judged, pictures, share
+from .models import Base, Run, embed_pictures, embed_texts, generator, load_run
+from .runs import command, save
 
 CONFIDENCE, UNLABELLED = 0.95, 600  # of a guess that counts; pictures
 WEAK = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(64, padding=4, padding_mode="reflect")])
@@ -69,7 +71,7 @@ def fixmatch(x: Tensor, y: Tensor, unlabelled: Tensor | None, more: tuple[Tensor
 
 def clip_rows(base: Base, x: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> dict[str, float]:
     """Accuracy of CLIP alone: by the nearest of "a daisy" ..., and of a linear map fitted to labelled embeddings."""
-    own, others = embed(base, x), embed(base, test)
+    own, others = embed_pictures(base, x), embed_pictures(base, test)
     captions, probe = embed_texts(base, [f"a {kind}" for kind in KIND]), nn.Linear(own.shape[1], len(KIND))
     optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=200)
 

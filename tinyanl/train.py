@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
-from .models import (DEAD, NEUTRAL, STATE, TUNES, Run, claim, command, earlier_state, embed_texts, encode, generator,
-                     load_base, noting_signals, peak_megabytes, save, split, trained, tunable)
+from .models import NEUTRAL, Run, embed_texts, encode, generator, load_base, split
+from .runs import claim, command, earlier_state, noting_signals, peak_megabytes, save
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
+from .tune import DEAD, TUNES, trained, tunable
 
 LEARNING_RATES = {"anl": (2e-3, "lowest held-out loss of 1e-3, 2e-3, 3e-3 on an earlier embedded model")}  # embedded
 UNMEASURED = 1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured here"
@@ -161,8 +162,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
 
     def keep(step: int) -> None:
         """Leave a state after `step` steps; state.pt is what counts, adapter.pt follows from it."""
-        save(dict(zip(STATE, (step, tensors, averaged, optimizer.state_dict(), frames, log, losses, same, config))),
-             out / "state.pt")
+        save({"step": step, "live": tensors, "ema": averaged, "optimizer": optimizer.state_dict(), "frames": frames,
+              "log": log, "losses": losses, "same": same, "config": config}, out / "state.pt")
         save({"step": step, "trained": averaged, **adapter}, out / "adapter.pt")
 
     (out / "samples").mkdir(exist_ok=True)
@@ -227,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     p = command("train", __doc__)
     p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
     p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
-    p.add_argument("--tune", default="anl", choices=TUNES, help="what is trained: models.TUNES (default %(default)s)")
+    p.add_argument("--tune", default="anl", choices=TUNES, help="what is trained: tune.TUNES (default %(default)s)")
     p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
     p.add_argument("--lr", type=float, help="constant learning rate (default: what was measured, see its output)")
