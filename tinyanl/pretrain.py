@@ -6,9 +6,8 @@
     python -m tinyanl.pretrain families --data emoji --out .                                  ./faces, ./vehicles
 
 What a data folder holds: data.py; a "label" is a class of the U-Net. Every tenth picture is kept from CLIP and the
-autoencoder, for their figures; FAMILIES are kept from the U-Net, by their "subgroup", to be transferred to. A part that
-was stopped goes on, and training/ shows what it can do. All randomness of a step is a function of (seed, step).
-B batch, N pictures, S picture side, C h w latent.
+autoencoder, for their figures, and FAMILIES from the U-Net, by "subgroup". A part that was stopped goes on; training/
+shows what it can do; all randomness comes from (seed, step). B batch, N pictures, S picture side, C h w latent.
 """
 import inspect
 import random
