@@ -2,6 +2,7 @@
 import itertools
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from tinyanl.autoencoder import Quantizer
 from tinyanl.data import COLOURS, composite, read_art, say
 from tinyanl.models import load_base
 from tinyanl.train import train
+from tinyanl.weights import load_checkpoint
 
 SUBGROUPS = ["animal-bird", "face-smiling", "plant-flower", "transport-ground", "food-fruit"]
 
@@ -129,6 +131,18 @@ def test_the_unet_never_meets_the_families(shapes, weights, tmp_path, monkeypatc
         (tmp_path / file).write_bytes((weights / file).read_bytes())
     pretrain.unet(shapes[:1], tmp_path, steps=1, batch=2, looks=16)
     assert met == {"animal-bird", "food-fruit"}
+
+
+def test_init_keeps_what_the_classes_mean_where_they_are_the_same(shapes, weights, tmp_path, monkeypatch):
+    key, out = "cond_stage_model.embedding.weight", tmp_path / "out"
+    before = load_checkpoint(weights / "ldm.ckpt")[key].float()
+    for same in (True, False):
+        shutil.copytree(weights, out, ignore=shutil.ignore_patterns("training"))
+        pretrain.unet(shapes[:1], out, steps=1, batch=2, looks=16, init=weights)
+        after = load_checkpoint(out / "ldm.ckpt")[key].float()
+        assert (after.shape == before.shape and bool((after - before).abs().max() < 0.01)) is same
+        shutil.rmtree(out)
+        monkeypatch.setattr(pretrain, "FAMILIES", {"flowers": "plant-flower"})  # faces and vehicles are classes too
 
 
 def test_families_become_folders_to_train_on(shapes, tmp_path, capsys):

@@ -83,7 +83,7 @@ def fit(model: nn.Module, batch_of: Callable[[torch.Generator], tuple[Tensor, ..
 
 def clip(data: list[Path], out: Path, steps: int = 1500, batch: int = 256, seed: int = 0, fast: bool = False) -> dict:
     """CLIP's contrastive loss; a caption whose words are all in the description of another picture is no negative."""
-    train, held = read_art(data).split()
+    (train, held), figures = read_art(data).split(), {}
     facts = [say(row, colour, random.Random(0))[1] for row in train.rows for colour in COLOURS]
     tokenizer = Tokenizer.learn(facts, MERGES, out / "merges.txt.gz")
 
@@ -107,7 +107,6 @@ def clip(data: list[Path], out: Path, steps: int = 1500, batch: int = 256, seed:
     model = fit(model, batch_of, loss_of, out / "training/clip.pt", steps, seed, fast, batch=batch,
                 data=str(data)).cpu()
     store(out / "clip.pt", {"": model})
-    figures = {}
     for name, art in held.items():
         x, _, _ = composite(art, torch.arange(len(art.rows)), SIZE, generator(seed, steps))
         captions = [row["text"] or f"a {row['label']}" for row in art.rows]
@@ -160,10 +159,10 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
     return figures
 
 
-def unet(data: list[Path], out: Path, steps: int = 6500, batch: int = 128, seed: int = 0, looks: int = 32768,
+def unet(data: list[Path], out: Path, steps: int = 5500, batch: int = 128, seed: int = 0, looks: int = 32768,
          init: Path | None = None, fast: bool = False) -> dict:
     """A class-conditional denoiser of latents, `looks` of them, encoded once. Its loss has weights min(SNR, 5) / SNR
-    (Hang et al. 2023); an eighth of the labels says "no class", the last row of the embedding (which starts anew)."""
+    (Hang et al. 2023); an eighth of the labels says "no class", the last row (all anew if `init` has other classes)."""
     art = read_art(data).where(lambda i, row: not row["subgroup"].startswith(tuple(FAMILIES.values())))
     device, first_stage, critic = pick_device(), frozen(Autoencoder, out / "ldm.ckpt"), frozen(CLIP, out / "clip.pt")
     names = sorted({row["label"] for row in art.rows})
@@ -185,9 +184,11 @@ def unet(data: list[Path], out: Path, steps: int = 6500, batch: int = 128, seed:
         return ((guess - eps).square().mean((1, 2, 3)) * weight).mean()
 
     torch.manual_seed(seed)
-    start = init and UNet.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
-    model = nn.ModuleDict({"unet": start or UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128),
-                           "classes": nn.Embedding(len(names) + 1, 128)})
+    classes, start = nn.Embedding(len(names) + 1, 128), load_checkpoint(init / "ldm.ckpt") if init else {}
+    known = start.get("cond_stage_model.embedding.weight", classes.weight)
+    classes.weight.data.copy_(known if known.shape == classes.weight.shape else classes.weight)
+    model = nn.ModuleDict({"classes": classes, "unet": UNet.from_checkpoint(start) if init else
+                           UNet(3, 3, 64, (1, 2, 3), 1, (False, True, True), 128)})
     model = fit(model, batch_of, loss_of, out / "training/unet.pt", steps, seed, fast, batch=batch, looks=looks,
                 first_stage=fingerprint(first_stage), init=str(init), classes=";".join(names))
     store(out / "ldm.ckpt", {"first_stage_model.": first_stage, "model.diffusion_model.": model["unet"],
@@ -201,15 +202,14 @@ def unet(data: list[Path], out: Path, steps: int = 6500, batch: int = 128, seed:
         bind = lambda label: lambda z, t: network(z, t, model["classes"](label)[:, None]).float()
         return denoise(bind, first_stage.decode, noise, labels.to(device), none.to(device), guidance, steps, 0.0, g, 64)
 
-    shown = torch.randint(len(names), (min(96, looks),), generator=g)
     (fresh, index, _), others = composite(art, n, SIZE, g), critic.embed(composite(art, n, SIZE, g)[0])
-    show(paint(shown, 2.0, 50), out / "training/unet.png")
+    shown = torch.randint(len(names), (min(96, looks),), generator=g)
+    show(paint(shown, 3.5, 50), out / "training/unet.png")
     print("unet.png, row by row:", ", ".join(names[i] for i in shown))
     again = torch.cat([first_stage.decode(first_stage.encode(x.to(device))) for x in fresh.split(64)]).clamp(-1, 1)
-    painted = paint(label_of[index], 1.0, 25)
     return {f"1000 x Frechet distance in CLIP space, {n} {name} and fresh pictures":
             1000 * frechet_distance(critic.embed(x), others)
-            for name, x in (("fresh", fresh), ("reconstructed", again), ("sampled", painted))}
+            for name, x in (("fresh", fresh), ("reconstructed", again), ("sampled", paint(label_of[index], 1.0, 25)))}
 
 
 def families(data: list[Path], out: Path, seed: int = 0) -> dict:
