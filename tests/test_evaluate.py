@@ -1,4 +1,4 @@
-"""Evaluation: the judge, rows against closed cases, the command, and the suite that goes on where it stopped."""
+"""Evaluation: the judge, rows against closed cases, and the command."""
 import json
 
 import pytest
@@ -90,27 +90,5 @@ def test_the_command_prints_and_saves_the_table(run_folder, real, capsys, monkey
     said = capsys.readouterr().out
     rows = json.loads((run_folder / "evaluation.json").read_text())["rows"]
     assert len(rows) == 5 and said.count("held out") == 2 and "50.0% of real flowers" in said
-    for argv in ([], ["--run", "x"], ["--run", "x", "--real", "y", "--suite", "z"],
-                 ["--run", "nowhere", "--real", "y"]):
+    for argv in ([], ["--run", "x"], ["--run", "nowhere", "--real", "y"]):
         one_line(main, argv, capsys)
-
-
-@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
-def test_the_suite_goes_on_where_it_stopped(tmp_path, monkeypatch, judge):
-    monkeypatch.setattr(module, "STEPS", (1, 2))
-    monkeypatch.setattr(module, "RATES", (0.0,))
-    monkeypatch.setattr(module, "cells", lambda: iter([{"data": "flowers", "tune": "shallow", "seed": 0}]))
-    monkeypatch.setattr(module, "train_judge", lambda folder: (judge, 0.5))
-    monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "above"})
-    flowers.write(tmp_path / "flowers", 12)
-    flowers.write(tmp_path / "fresh flowers", 64, seed=3)
-    results = json.loads(module.suite(tmp_path, n=32, steps=2).read_text())
-    assert {"setup", "masks", "text", "data=flowers tune=shallow seed=0 steps=1",
-            "data=flowers tune=shallow seed=0 steps=2"} == set(results)
-    one = results.pop("data=flowers tune=shallow seed=0 steps=2")
-    assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    again = json.loads(module.suite(tmp_path, n=32, steps=2).read_text())
-    assert again["data=flowers tune=shallow seed=0 steps=1"] == results["data=flowers tune=shallow seed=0 steps=1"]
-    made = again["data=flowers tune=shallow seed=0 steps=2"]
-    assert made["1000 FD_clip"] == one["1000 FD_clip"]  # the same run, measured again

@@ -11,7 +11,7 @@ import tinyanl
 
 PACKAGE = Path(tinyanl.__file__).parent
 LEAVES = "schedule autoencoder unet clip tokenizer anl masking weights data metrics flowers".split()
-CLIS = "sample judge evaluate augment semi_supervised train pretrain benchmark".split()
+CLIS = "sample judge evaluate augment semi_supervised suite train pretrain benchmark".split()
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 ALLOWED = {"torch", "torchvision", "einops", "ftfy", "regex", "tqdm", "PIL", "safetensors"} | sys.stdlib_module_names
 

@@ -8,6 +8,7 @@ of the labelled ones besides those, painted by a run that was trained on the unl
 others, mean and spread over seeds. The embedded CLIP has read captions of flowers: its own zero-shot and linear-probe
 accuracy are beside the rest, so that nobody takes them for the method's. B batch, N pictures, S side.
 """
+import itertools
 import json
 from pathlib import Path
 
@@ -86,32 +87,45 @@ def clip_rows(base: Base, x: Tensor, y: Tensor, test: Tensor, truth: Tensor) -> 
             "CLIP, linear probe": share(probe(10 * others), truth)}
 
 
-def compare(run: Run, folder: Path, labels: list[int], seeds: int, per_image: int, mask_rate: float,
-            steps: int) -> list[dict]:
-    """Accuracy of every way, for every number of labels a kind; the pictures of `folder`, as main draws them."""
+def draw_sets(folder: Path) -> None:
+    """Draw the pictures of the comparison that `folder` lacks: labelled, unlabelled, test."""
+    for i, (name, n) in enumerate((("labelled", 192), ("unlabelled", UNLABELLED), ("test", 600))):
+        if not (folder / name / "metadata.jsonl").exists():
+            write(folder / name, n, seed=700 + i)
+
+
+def compare(run: Run, folder: Path, labels: tuple[int, ...] = (1, 4, 16), seeds: int = 3, per_image: int = 8,
+            mask_rate: float = 0.3, steps: int = 400) -> list[dict]:
+    """Accuracy of every way, for every number of labels a kind, on the pictures of `draw_sets`. What is done with the
+    same settings is kept in semi_supervised.json and not done again."""
     found = {name: scan(folder / name, 64).pictures for name in ("labelled", "unlabelled", "test")}
     shown = {name: pictures([p.path for p in own], 64) for name, own in found.items()}
     truth = {name: torch.tensor([kind_of(p.text) for p in own]) for name, own in found.items()}
-    rows = []
+    out, rows = folder / "semi_supervised.json", []
+    kept = json.loads(out.read_text()) if out.exists() else {}
+    keys = {(count, seed): f"{count} labels, seed {seed}, {per_image} variations at {mask_rate}, {steps} steps"
+            for count, seed in itertools.product(labels, range(seeds))}
+    for (count, seed), key in keys.items():
+        if key in kept:
+            continue
+        order = torch.randperm(len(shown["labelled"]), generator=generator(seed, count))
+        ids = torch.cat([order[truth["labelled"][order] == kind][:count] for kind in range(len(KIND))])
+        x, y = shown["labelled"][ids], truth["labelled"][ids]
+        painted, _ = augment(run, [found["labelled"][i].path for i in ids.tolist()], per_image, mask_rate, 20, seed)
+        more, scores = (painted.flatten(0, 1), y.repeat_interleave(per_image)), {}
+        for name, rest in (("labelled only", (None, None)), ("+ unlabelled", (shown["unlabelled"], None)),
+                           ("+ unlabelled + generated", (shown["unlabelled"], more))):
+            model = fixmatch(x, y, *rest, seed, steps)
+            scores[name] = share(judged(model, shown["test"])[1], truth["test"])
+        kept[key] = scores | clip_rows(run.base, x, y, shown["test"], truth["test"])
+        save(json.dumps(kept, indent=1), out)
+        print(f"{key}: {json.dumps(kept[key])}", flush=True)
     for count in labels:
-        scores: dict[str, list[float]] = {}
-        for seed in range(seeds):
-            order = torch.randperm(len(shown["labelled"]), generator=generator(seed, count))
-            ids = torch.cat([order[truth["labelled"][order] == kind][:count] for kind in range(len(KIND))])
-            x, y = shown["labelled"][ids], truth["labelled"][ids]
-            painted, _ = augment(run, [found["labelled"][i].path for i in ids.tolist()], per_image, mask_rate, 20, seed)
-            more = painted.flatten(0, 1), y.repeat_interleave(per_image)
-            for name, rest in (("labelled only", (None, None)), ("+ unlabelled", (shown["unlabelled"], None)),
-                               ("+ unlabelled + generated", (shown["unlabelled"], more))):
-                model = fixmatch(x, y, *rest, seed, steps)
-                scores.setdefault(name, []).append(share(judged(model, shown["test"])[1], truth["test"]))
-            for name, score in clip_rows(run.base, x, y, shown["test"], truth["test"]).items():
-                scores.setdefault(name, []).append(score)
-        for name, own in scores.items():
-            own = torch.tensor(own)
-            rows.append({"labels a kind": count, "learned from": name, "accuracy": own.mean().item(),
-                         "spread": own.std(correction=0).item(), "seeds": seeds})
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
+        own = [kept[keys[count, seed]] for seed in range(seeds)]
+        for name in own[0]:
+            scores = torch.tensor([score[name] for score in own])
+            rows.append({"labels a kind": count, "learned from": name, "accuracy": scores.mean().item(),
+                         "spread": scores.std(correction=0).item(), "seeds": seeds})
     return rows
 
 
@@ -127,16 +141,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if min(*args.labels, args.seeds, args.per_image, args.steps) < 1 or max(args.labels) > 16:
             raise ValueError("--labels must be 1 to 16, --seeds, --per-image and --steps at least 1")
-        for i, (name, n) in enumerate((("labelled", 192), ("unlabelled", UNLABELLED), ("test", 600))):
-            if not (args.folder / name / "metadata.jsonl").exists():
-                write(args.folder / name, n, seed=700 + i)
+        draw_sets(args.folder)
         if not (args.folder / "run/adapter.pt").exists():
             raise FileNotFoundError(f"first train on the unlabelled pictures alone: python -m tinyanl.train --data "
                                     f"{args.folder / 'unlabelled'} --out {args.folder / 'run'}")
         run = load_run(args.folder / "run")
-        rows = compare(run, args.folder, args.labels, args.seeds, args.per_image, args.mask_rate, args.steps)
-        save(json.dumps(rows, indent=1), args.folder / "semi_supervised.json")
-        print(table(rows))
+        print(table(compare(run, args.folder, args.labels, args.seeds, args.per_image, args.mask_rate, args.steps)))
     except (ValueError, OSError) as error:
         p.error(error)
 

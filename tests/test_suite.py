@@ -1,0 +1,66 @@
+"""The suite: every row is made once, by one process after another, and again when it is deleted."""
+import json
+import shutil
+
+import pytest
+
+from tinyanl import flowers, suite as module
+from tinyanl.judge import Judge
+from tinyanl.suite import STEPS, cells, main, suite
+from tinyanl.tune import TUNES
+
+from commands import one_line
+
+
+def test_every_row_that_is_promised_is_a_cell():
+    every = list(cells())
+    assert len(every) == 3 * 7 + 2 * 4 + 7 and len({str(cell) for cell, _ in every}) == len(every)
+    for data in ("flowers", "faces", "vehicles"):
+        assert {cell["tune"] for cell, steps in every if cell["data"] == data and steps == STEPS} == set(TUNES)
+    for tune in ("anl", "attention", "all", "scratch"):
+        assert {0, 1, 2} == {cell["seed"] for cell, _ in every if cell["data"] == "flowers" and cell["tune"] == tune}
+    assert STEPS[:4] == (60, 125, 250, 500)
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A suite of one way to tune, two checkpoints, a judge that knows nothing, and no learners."""
+    monkeypatch.setattr(module, "STEPS", (1, 2))
+    monkeypatch.setattr(module, "MASK_RATES", (0.0,))
+    monkeypatch.setattr(module, "SWEEP", (1e-3,))
+    monkeypatch.setattr(module, "SWEEP_STEPS", 1)
+    monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
+    monkeypatch.setattr(module, "cells", lambda: iter([({"data": "flowers", "tune": "anl", "seed": 0}, (1, 2))]))
+    monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
+    monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "in test_evaluate.py"})
+    monkeypatch.setattr(module, "compare", lambda *args: [{"tried": "in test_augment.py"}])
+    monkeypatch.setattr(module, "draw_sets", lambda folder: flowers.write(folder / "unlabelled", 2))
+    for name, n in (("flowers", 12), ("fresh flowers", 64), ("faces", 2), ("vehicles", 2)):
+        flowers.write(tmp_path / name, n, seed=n)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+def test_the_suite_goes_on_where_it_stopped(small, capfd):
+    results = suite(small, n=32, steps=2)
+    key = "data=flowers tune=anl seed=0 steps="
+    assert list(results) == ["setup", "sweep tune=anl lr=0.001", f"{key}1", f"{key}2", "masks", "text",
+                             "semi-supervised"]
+    assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
+    one = results.pop(f"{key}2")
+    assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
+    (small / "results.json").write_text(json.dumps(results))
+    shutil.rmtree(small / "runs")  # the row is made anew, from a run that was never at 1
+    capfd.readouterr()
+    again = suite(small, n=32, steps=2)
+    made = {line.split(":")[0] for line in capfd.readouterr().out.splitlines() if line.startswith(("data=", "sweep"))}
+    assert made == {f"{key}2"} and again[f"{key}1"] == results[f"{key}1"]
+    for figure in ("1000 FD_clip", "held-out loss", "trainable"):
+        assert again[f"{key}2"][figure] == one[figure]
+
+
+def test_what_stands_in_the_way_is_one_line(small, tmp_path_factory, capsys):
+    shutil.rmtree(small / "faces")
+    assert "families" in one_line(main, [small], capsys)
+    for argv in ([], [small, "--n", "40"], [small, "--steps", "0"], [small, "--seed", "-1"]):
+        one_line(main, argv, capsys)

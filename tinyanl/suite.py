@@ -1,0 +1,179 @@
+"""Train and measure everything that is compared: the paper's claims, on the small models, by one command.
+
+    python -m tinyanl.pretrain families --data ./emoji --out ./suite      faces and vehicles; flowers are drawn
+    python -m tinyanl.suite ./suite                                       hours: goes on where it stopped
+
+./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px flowers, faces, vehicles in
+place of the paper's sets; seconds are those since the row before); a sweep of learning rates; ablations; the mask
+curve; text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune. What stands
+in results.json is not made again: to repeat a row, delete it there and its folder in ./suite/runs. C checkpoints.
+"""
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from .data import open_rgb, scan, to_square
+from .evaluate import EACH, evaluate, text_figures
+from .flowers import write
+from .judge import pictures, train_judge
+from .models import known, load_run
+from .runs import command, load, save
+from .sample import sampling_arguments, to_uint8
+from .semi_supervised import compare, draw_sets
+from .tune import TUNES
+
+MASK_RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+STEPS = (60, 125, 250, 500) + (1000, 2000, 4000) * torch.cuda.is_available()
+SWEEP, SWEEP_STEPS = (3e-4, 1e-3, 3e-3), 250
+SETS = "flowers", "faces", "vehicles"
+
+
+def cells() -> Iterator[tuple[dict, tuple[int, ...]]]:
+    """What is trained, arguments of train, and the steps at which it is measured; the most telling first."""
+    for data in SETS:
+        yield from (({"data": data, "tune": tune, "seed": 0}, STEPS) for tune in TUNES)
+    for seed in (1, 2):
+        yield from (({"data": "flowers", "tune": tune, "seed": seed}, STEPS)
+                    for tune in ("anl", "attention", "all", "scratch"))
+    for change in ({"tokens": 2}, {"tokens": 4}, {"tokens": 8}, {"ratio": 1}, {"ratio": 2}, {"train_mask": 0.5},
+                   {"uncentred": True}):
+        yield {"data": "flowers", "tune": "anl", "seed": 0, **change}, STEPS[-1:]
+
+
+def train_apart(data: Path, out: Path, steps: int, **arguments) -> dict:
+    """tinyanl.train up to `steps`, in a process of its own -> the last line of its log, its seconds and peak MB."""
+    words = [sys.executable, "-m", "tinyanl.train", "--data", data, "--out", out, "--resume", "--steps", steps,
+             "--sample-every", steps]
+    for name, value in arguments.items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])] if value is not None else []
+    begin = time.perf_counter()
+    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"training {out} failed, see above")
+    log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    if log["step"] != steps:
+        raise ValueError(f"{out} is at step {log['step']} and cannot be measured at {steps}: delete that folder")
+    return {"training loss": log["training"], "held-out loss": log["held_out"], "seconds": time.perf_counter() - begin,
+            "peak MB": float(done.stdout.split("memory ")[1].split()[0].replace(",", ""))}
+
+
+def strips(runs: dict[str, Path]) -> Image.Image:
+    """Figure 1 for runs of one set: a row for each way to tune, the held-out picture and then the checkpoints."""
+    rows = []
+    for folder in runs.values():
+        run, frames = load_run(folder, device="cpu"), load(folder / "state.pt", {"frames"})["frames"]
+        found, _, held = known(run)
+        like = to_uint8(to_square(open_rgb(found[held[0]].path), run.base.size)[None])
+        rows.append(torch.cat([like, *(x[:1] for x in frames.values())]))                     # C+1 3 S S
+    strip = to_pil_image(make_grid(torch.cat(rows), nrow=len(rows[0]), pad_value=255))
+    image = Image.new("RGB", (strip.width + 64, strip.height + 12), "white")
+    image.paste(strip, (64, 12))
+    width, height = (strip.width - 2) // len(rows[0]), (strip.height - 2) // len(rows)
+    for i, label in enumerate(["like", *frames]):
+        ImageDraw.Draw(image).text((66 + i * width, 0), str(label), fill="black")
+    for i, label in enumerate(runs):
+        ImageDraw.Draw(image).text((2, 12 + (i + 0.5) * height), label, fill="black")
+    return image
+
+
+def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: Path | None = None,
+          device: str | None = None) -> dict:
+    """Make all that results.json lacks; it is written after every piece. n samples of `steps` DDIM steps a row."""
+    out, base = folder / "results.json", {"weights": weights, "device": device}
+    results = json.loads(out.read_text()) if out.exists() else {}
+
+    def piece(key: str, make: Callable[[], object]) -> None:
+        if key not in results:
+            results[key] = make()
+            save(json.dumps(results, indent=1), out)
+            print(f"{key}: {json.dumps(results[key])}", flush=True)
+
+    for name, count, number in (("flowers", 200, 0), ("fresh flowers", 1024, 1)):
+        if not (folder / name / "metadata.jsonl").exists():
+            write(folder / name, count, seed=number)
+    for name in SETS:
+        if not (folder / name / "metadata.jsonl").exists():
+            raise FileNotFoundError(f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji --out "
+                                    f"{folder}")
+    judge, accuracy = train_judge(folder / "judge")
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    piece("setup", lambda: {"machine": f"{card}, {os.cpu_count()} cores, torch {torch.__version__}", "samples": n,
+                            "DDIM steps": steps, "weights": str(weights or "embedded"), "judge's accuracy": accuracy})
+
+    def sweep(tune: str, lr: float) -> dict:
+        shutil.rmtree(folder / "sweep", ignore_errors=True)
+        return train_apart(folder / "flowers", folder / "sweep", SWEEP_STEPS, tune=tune, lr=lr, seed=0, **base)
+
+    def measured(cell: dict, run_folder: Path, done: int) -> dict:
+        own = {name: value for name, value in cell.items() if name != "data"}
+        row = train_apart(folder / cell["data"], run_folder, done, **own, **base)
+        run, flowers = load_run(run_folder, weights, device), cell["data"] == "flowers"
+        row["trainable"] = sum(x.numel() for x in load(run_folder / "adapter.pt", {"trained"})["trained"].values())
+        # of faces and vehicles there are no more than the run has seen
+        real = scan(folder / ("fresh flowers" if flowers else cell["data"]), run.base.size).pictures
+        count = min(n, len(real) // EACH * EACH)
+        x = pictures([p.path for p in real[:count]], run.base.size)
+        figures, *_ = evaluate(run, x, (0.0,), count, steps, seed, judge if flowers else None, sets=("held out",))
+        return {**row, **figures, "real are": "fresh" if flowers else "the set itself"}
+
+    def of_the_first(kind: str) -> object:
+        run, found = load_run(folder / "runs" / "data=flowers,tune=anl,seed=0", weights, device), scan(
+            folder / "fresh flowers", 64).pictures
+        if kind == "text":
+            return text_figures(run, found, judge, steps=steps)
+        return evaluate(run, pictures([p.path for p in found], run.base.size), MASK_RATES, n, steps, seed, judge)
+
+    def learners() -> list[dict]:
+        own = folder / "semi_supervised"
+        draw_sets(own)
+        train_apart(own / "unlabelled", own / "run", STEPS[-1], seed=0, **base)
+        return compare(load_run(own / "run", weights, device), own)
+
+    for tune in TUNES:
+        for lr in SWEEP:
+            piece(f"sweep tune={tune} lr={lr:g}", lambda: sweep(tune, lr))
+    for cell, checkpoints in cells():
+        name = " ".join(f"{key}={value}" for key, value in cell.items())
+        for done in checkpoints:
+            piece(f"{name} steps={done}", lambda: measured(cell, folder / "runs" / name.replace(" ", ","), done))
+        if cell["tune"] == list(TUNES)[-1]:  # the last of a set
+            runs = {tune: folder / "runs" / f"data={cell['data']},tune={tune},seed=0" for tune in TUNES}
+            if not (folder / f"{cell['data']}.png").exists():
+                save(strips(runs), folder / f"{cell['data']}.png")
+        if name == "data=flowers tune=anl seed=0":
+            piece("masks", lambda: of_the_first("masks"))
+            piece("text", lambda: of_the_first("text"))
+    piece("semi-supervised", learners)
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = command("suite", __doc__)
+    p.add_argument("folder", type=Path, help="for everything that is made; it must hold faces and vehicles")
+    p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
+    sampling_arguments(p)
+    p.set_defaults(steps=20)
+    args = p.parse_args(argv)
+    try:
+        if args.n % EACH or args.n < 2 * EACH or args.seed < 0 or args.steps < 1:
+            raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}; --seed {args.seed} not "
+                             f"negative, --steps {args.steps} at least 1")
+        suite(args.folder, args.n, args.steps, args.seed, args.weights, args.device)
+        print(args.folder / "results.json")
+    except (ValueError, OSError) as error:
+        p.error(error)
+
+
+if __name__ == "__main__":
+    main()
