@@ -96,6 +96,6 @@ def test_dead_tensors_have_no_gradient(base):
     run.bind(torch.randn(2, 128))(torch.randn(2, 3, 16, 16), torch.tensor([10, 900])).square().mean().backward()
     for name, p in trained(run.model).items():
         if DEAD.search(name):
-            assert_close(p.grad, torch.zeros_like(p), atol=1e-7, rtol=0)
+            assert p.grad is None, name
         else:
             assert p.grad.abs().max() > 1e-7, name

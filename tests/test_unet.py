@@ -210,3 +210,10 @@ def test_a_block_with_groups_of_one_channel_would_be_blind_to_time(groups, blind
     with torch.no_grad():
         change = sense_of_time(block, torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 128))
     assert change < 1e-4 if blind else change > 1e-2
+
+
+def test_one_context_token_is_a_bias_and_exactly_what_attention_to_it_gives():
+    unet = randomise(UNet(channels=32, mult=(1, 2), attention=(True, True), context_dim=16)).requires_grad_(False)
+    z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), torch.randn(2, 1, 16)
+    twice = unet(z, t, context.repeat(1, 2, 1))  # two equal tokens: queries and keys are used, and weigh them alike
+    torch.testing.assert_close(unet(z, t, context), twice, atol=1e-5, rtol=1e-5)
