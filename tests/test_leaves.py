@@ -50,7 +50,7 @@ except ImportError:
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way_and_name_only_run_time_packages(module):
     outside, inside = imports(module)
-    extra = {"weights": {"safetensors"}, "benchmark": {"diffusers"}}  # imported where they are needed, by whoever has them
+    extra = {"weights": {"safetensors"}, "benchmark": {"diffusers"}}  # where they are needed
     assert outside - extra.get(module, set()) <= ALLOWED
     middle = {"runs": {"weights"}, "tune": {"anl", "unet"}, "models": {*LEAVES, "runs", "tune"}}
     below = middle | {leaf: set() for leaf in LEAVES}

@@ -3,6 +3,7 @@ import gzip
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from tinyanl.data import scan, to_square
 from tinyanl.flowers import draw
-from tinyanl.models import EMBEDDED, Run, embed_texts, encode, load_base, load_run
+from tinyanl.models import EMBEDDED, Run, embed_texts, encode, half, load_base, load_run
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
 from tinyanl.tune import tunable
@@ -48,6 +49,18 @@ def random_batch(base, n=2):
     g = torch.Generator().manual_seed(0)
     z0, eps = torch.randn(2, n, *base.latent_shape, generator=g)
     return z0, torch.randn(n, base.clip.dim, generator=g), torch.arange(n) * 300 + 100, eps
+
+
+def test_half_precision_is_close_and_the_device_decides_on_it(base, monkeypatch):
+    z0, cond, t, _ = random_batch(base)
+    for tune in ("anl", "all"):
+        model = tunable(base, tune)
+        exact, quick = (Run(replace(base, half=on), model, None, None, 1.0, {}, []).bind(cond)(z0, t).detach()
+                        for on in (False, True))
+        assert quick.dtype == torch.float32 and 1e-5 < (quick - exact).norm() / exact.norm() < 0.03
+    for native in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+        assert half(torch.device("cpu")) is native and half(torch.device("cuda")) and not half(torch.device("mps"))
 
 
 def test_base_is_frozen_in_eval_mode_and_float32(base):
@@ -128,8 +141,9 @@ def test_the_condition_is_centred_with_unit_spread(run_folder, flowers, base):
 def test_a_fresh_process_predicts_the_same_bit_for_bit(run_folder, base, tmp_path):
     code = """if True:
         import sys, torch
-        from tinyanl.models import load_run
-        run = load_run(sys.argv[1], device="cpu")
+        from tinyanl import models
+        models.half = lambda device: False  # as in conftest.py
+        run = models.load_run(sys.argv[1], device="cpu")
         z, cond, t = torch.load(sys.argv[2])
         with torch.no_grad():
             torch.save(run.bind(cond)(z, t), sys.argv[3])"""

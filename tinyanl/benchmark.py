@@ -5,8 +5,8 @@
 
 Weights are random: they do not change the speed. A training step is what train.py does to a batch of cached latents; a
 sample is 50 network evaluations of our DDIM, without the first stage. Times are medians over rounds in which everyone
-runs once. On CUDA all run in bf16 autocast, diffusers samples with bf16 weights; the memory is what one contestant
-needed at most, its weights included. B batch, D condition.
+runs once. Where the device has bf16, all run in its autocast (on CUDA diffusers samples with bf16 weights). The memory
+is what one contestant needed at most, its weights included. B batch, D condition.
 """
 import statistics
 import time
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .evaluate import table
-from .models import Base, Run, pick_device
+from .models import Base, Run, half, pick_device
 from .runs import command
 from .schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
 from .tune import DEAD, trained, tunable
@@ -36,7 +36,8 @@ def ours(shape: str, tune: str, device: torch.device) -> Contestant:
     """A run with random weights."""
     side, sizes = SHAPES[shape]
     unet, width = UNet(3, 3, *sizes).to(device).requires_grad_(False), sizes[-1]
-    base = Base(unet, None, SimpleNamespace(dim=width), None, torch.zeros(1, 1, width, device=device), 0, device, shape)
+    clip, null = SimpleNamespace(dim=width), torch.zeros(1, 1, width, device=device)
+    base = Base(unet, None, clip, None, null, 0, device, shape, half(device))
     model = tunable(base, tune).to(device)
     changing = [p for name, p in trained(model).items() if tune == "anl" or not DEAD.search(name)]
     return Run(base, model, torch.zeros(width), torch.zeros(width), 1.0, {}, []).bind, changing
@@ -55,7 +56,7 @@ def theirs(shape: str, tune: str, device: torch.device) -> Contestant:
         p.requires_grad_(tune == "all" or tune == "attention" and ".attentions." in name)
     changing, cuda = [p for p in unet.parameters() if p.requires_grad], device.type == "cuda"
     dtype = torch.bfloat16 if cuda and not changing else torch.float32
-    network = torch.autocast(device.type, torch.bfloat16, enabled=cuda)(unet.to(dtype))
+    network = torch.autocast(device.type, torch.bfloat16, enabled=half(device))(unet.to(dtype))
     return lambda cond: lambda z, t: network(z.to(dtype), t, cond[:, None].to(dtype)).sample.float(), changing
 
 
@@ -98,7 +99,7 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
     device, (side, sizes) = pick_device(device), SHAPES[shape]
     cuda = device.type == "cuda"
     evaluations, n = (EVALUATIONS, 8192) if cuda else (2, 2048)
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if cuda else torch.float32)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half(device) else torch.float32)
     most = 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(6))
     z, cond = torch.randn(batch, 3, side, side, device=device), torch.randn(batch, sizes[-1], device=device)
     who = {"train anl": (ours, "anl"), "train attention": (ours, "attention"), "train all": (ours, "all"),
@@ -123,7 +124,8 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
         row["of the limit"] = flops.get_total_flops() / median / most
         peer = rows.get("diffusers " + {"train anl": "train attention", "sample anl": "sample"}.get(name, name))
         row["ratio"] = row["images/s"] / peer["images/s"] if peer else None
-    print(f"{shape}, batch {batch}, {device}{', compiled' * compile}; matrix product: {most / 1e9:,.0f} GFLOP/s")
+    how = f"{device}{', bf16' * half(device)}{', compiled' * compile}"
+    print(f"{shape}, batch {batch}, {how}; a matrix product reaches {most / 1e9:,.0f} GFLOP/s")
     return list(rows.values())
 
 

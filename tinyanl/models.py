@@ -30,7 +30,8 @@ NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average
 
 @dataclass
 class Base:
-    """The frozen models. `null` (1 1 M) is the embedding of "no class", None where the U-Net takes no context."""
+    """The frozen models. `null` (1 1 M) is the embedding of "no class", None where the U-Net takes no context. `half`:
+    U-Net and what is trained on it compute in bf16 autocast."""
 
     unet: UNet
     autoencoder: Autoencoder
@@ -40,6 +41,7 @@ class Base:
     size: int
     device: torch.device
     name: str
+    half: bool = False
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -66,6 +68,13 @@ def pick_device(device: str | None = None) -> torch.device:
     if picked.type not in ("cuda", "mps", "cpu"):
         raise ValueError(f"device {device!r}: choose cuda, mps or cpu, or leave it out to use {found}")
     return picked
+
+
+def half(device: torch.device) -> bool:
+    """Whether the device multiplies in bf16 by itself: CUDA, and CPUs with avx512_bf16, where training ANL is then
+    twice as fast (169 against 87 embedded pictures a second on 2 cores). Elsewhere it would be slower."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public name for it
+    return device.type == "cuda" or device.type == "cpu" and native()
 
 
 def load_base(weights: str | Path | None = None, device: str | None = None) -> Base:
@@ -125,7 +134,7 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
         raise ValueError(f"{parts['unet'][0]}: pictures of {size} pixels, a first stage of {channels} channels and a "
                          f"U-Net of {unet.in_channels} do not go together: get the whole file, see weights.md")
     name = "the embedded default emoji64" if weights is None else "; ".join(seen)
-    return Base(unet, autoencoder, clip, tokenizer, null, size, device, name)
+    return Base(unet, autoencoder, clip, tokenizer, null, size, device, name, half(device))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -195,10 +204,10 @@ class Run:
         return ((embeddings - (self.mu_text if text else self.mu)) / self.sigma).to(self.base.device)
 
     def bind(self, cond: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed once. bf16 on CUDA."""
+        """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed once."""
         device, null, own = self.base.device.type, self.base.null, dict(self.model.items())
         context, extra, unet = None, None, own.get("unet", self.base.unet)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=self.base.half):
             if "to_context" in own:
                 context = own["to_context"](cond).view(len(cond), -1, unet.context_dim)  # B K M
             elif null is not None:
@@ -207,7 +216,7 @@ class Run:
                 extra = own["anls"].bind(cond)
 
         def model(z: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            with torch.autocast(device, torch.bfloat16, enabled=self.base.half):
                 return unet(z, t, context, extra).float()
 
         return model
