@@ -1,9 +1,11 @@
 """The main job on the embedded model: training, what a run leaves behind, loading, resuming, and the command lines."""
 import gzip
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +280,53 @@ def test_sample_command_numbers_its_folders_so_that_earlier_pictures_stay(run_fo
     for _ in range(2):
         sample_main(["--run", str(run_folder), "--n", "1", "--steps", "2", "--device", "cpu"])
     assert (run_folder / "drawn_000" / "grid.png").exists() and (run_folder / "drawn_001" / "grid.png").exists()
+
+
+PROCESSES = """if True:
+    import sys
+    from tinyanl import models, train
+    models.half = lambda device: False  # as in conftest.py
+    train.main(sys.argv[1:])
+"""
+
+
+def same_training(one, other):
+    """Two runs that differ by rounding alone: how far float32 sums in another order may drift in a few steps."""
+    a, b = (json.loads((run / "log.jsonl").read_text().splitlines()[-1]) for run in (one, other))
+    assert a.keys() == b.keys()
+    for name in ("step", "training", "held_out"):
+        assert_close(a[name], b[name], atol=0, rtol=1e-4)
+    a, b = (torch.load(run / "adapter.pt", weights_only=True)["trained"] for run in (one, other))
+    for name in a:
+        assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def whole(flowers, tmp_path_factory):
+    return train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path_factory.mktemp("whole") / "run", device="cpu")
+
+
+def test_a_batch_in_parts_trains_the_same(flowers, whole, tmp_path):
+    same_training(whole, train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path / "run", device="cpu",
+                               accumulate=4))
+
+
+def test_two_processes_train_the_same_and_one_writes_and_resumes(flowers, whole, tmp_path):
+    (tmp_path / "two.py").write_text(PROCESSES)
+    said = ""
+    for steps, parts in (("3", "1"), ("5", "2")):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        flags = ["--data", flowers, "--out", tmp_path / "run", "--device", "cpu", "--steps", steps, "--batch", "8",
+                 "--sample-every", "9", "--resume", "--accumulate", parts]
+        done = subprocess.run([*torchrun, tmp_path / "two.py", *flags], capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": Path(__file__).parents[1]})
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+    assert said.count("base  ") == 2 and "resumed    at step 3" in said  # a run each, said by one process of the two
+    assert "effective batch 8 in 2 parts" in said and "effective batch 8 in 4 parts" in said
+    same_training(whole, tmp_path / "run")
+
+
+def test_a_batch_that_does_not_split_is_refused(flowers, tmp_path):
+    with pytest.raises(ValueError, match="batch=8 does not split into 3 equal parts"):
+        train(flowers, steps=1, batch=8, out=tmp_path / "run", accumulate=3)

@@ -1,5 +1,5 @@
 """What stands around the work of a command: mistakes in one line, files that are whole or not there, a folder that is
-this run's alone, the state to resume from, and signals that wait for the end of a step.
+this run's alone, the state to resume from, signals that wait for the end of a step, and torchrun's other processes.
 """
 import argparse
 import contextlib
@@ -45,9 +45,23 @@ def peak_megabytes(device: torch.device) -> float | None:
     return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024 if status.exists() else None
 
 
+def join_processes() -> tuple[int, int]:
+    """This process's number and how many there are: of torchrun's group, which is joined, a GPU for each; or 0 and 1.
+    Others than 0 say nothing."""
+    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if world > 1 and not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        sys.stdout = sys.stdout if rank == 0 else open(os.devnull, "w")
+    return rank, world
+
+
 def save(content: dict | str | Image.Image, path: Path) -> None:
-    """Write tensors, text or a picture: `path` is the old file or the whole new one, whenever the power fails.
-    OSError: it cannot be written; the old file is still there."""
+    """Write tensors, text or a picture: `path` is the old file or the whole new one, whenever the power fails. Of
+    torchrun's processes the first one writes. OSError: it cannot be written; the old file is still there."""
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return
     part = path.with_name(f".part-{path.name}")  # the suffix tells Pillow the format
     try:
         if isinstance(content, Image.Image):

@@ -2,6 +2,7 @@
 
     python -m tinyanl.flowers ./flowers && python -m tinyanl.train --data ./flowers
     python -m tinyanl.train --data ./birds --weights weights/imagenet256 --steps 4000
+    torchrun --nproc-per-node 4 -m tinyanl.train --data ./birds --weights weights/imagenet256     each a part of a batch
 
 The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with their mirror images; a
 tenth of them is held out. Training then draws (latent, embedding) pairs from memory and minimises
@@ -9,6 +10,7 @@ tenth of them is held out. Training then draws (latent, embedding) pairs from me
 needs no saved random states.
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
+import contextlib
 import copy
 import json
 import math
@@ -17,7 +19,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -25,7 +28,7 @@ from tqdm import tqdm
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
 from .models import NEUTRAL, Run, embed_texts, encode, generator, load_base, split
-from .runs import claim, command, earlier_state, noting_signals, peak_megabytes, save
+from .runs import claim, command, earlier_state, join_processes, noting_signals, peak_megabytes, save
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
 from .tune import DEAD, TUNES, trained, tunable
@@ -65,6 +68,17 @@ def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -
     return F.mse_loss(run.bind(cond)(add_noise(z0, t, eps, ALPHA_BAR), t), eps)
 
 
+class Loss(nn.Module):
+    """denoising_loss as a module that owns what is trained, since that is what DistributedDataParallel takes."""
+
+    def __init__(self, run: Run):
+        super().__init__()
+        self.run, self.model = run, run.model
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return denoising_loss(self.run, *batch)
+
+
 def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step: int, seed: int, out: Path) -> None:
     """Add this step's samples to `frames`, and write their grid, under the pictures they are like, and the filmstrip of
     Figure 1: a row per seed and held-out condition, a column per checkpoint.  likes and frames (R 3 S S) uint8."""
@@ -86,7 +100,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.0,
           out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
           sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
-          compile: bool = False, uncentred: bool = False, dry_run: bool = False) -> Path:
+          compile: bool = False, uncentred: bool = False, dry_run: bool = False, accumulate: int = 1) -> Path:
     """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (what was
     trained, averaged: for sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
 
@@ -94,20 +108,27 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     KeyboardInterrupt after Ctrl-C or SIGTERM, when it has saved."""
     if tune not in TUNES or resume and overwrite:
         raise ValueError(f"tune={tune!r} must be one of {', '.join(TUNES)}; resume or overwrite, not both")
-    whole = dict(steps=steps, batch=batch, tokens=tokens, ratio=ratio, sample_every=sample_every, save_every=save_every)
+    whole = dict(steps=steps, batch=batch, tokens=tokens, ratio=ratio, sample_every=sample_every, save_every=save_every,
+                 accumulate=accumulate)
     if wrong := [f"{name}={n}" for name, n in whole.items() if n is not None and n < 1]:
         raise ValueError(f"{', '.join(wrong)}: at least 1")
     if not 0 <= train_mask <= 1 - COND_DROP or lr is not None and not 0 < lr < 1 or not 0 <= seed < 2**32:
         raise ValueError(f"train_mask={train_mask} must be between 0 and {1 - COND_DROP}, lr={lr} between 0 and 1, "
                          f"seed={seed} between 0 and {2**32 - 1}")
+    rank, world = join_processes()
+    if batch % (parts := world * accumulate):
+        raise ValueError(f"batch={batch} does not split into {parts} equal parts, {accumulate} for each of {world} "
+                         "processes: choose another")
     if not Path(data).exists():
         raise FileNotFoundError(f"{data} does not exist: name a folder of pictures, or draw one (tinyanl.flowers)")
     out = Path(out or Path("runs") / Path(data).resolve().name)
     lr, lr_source = (lr, "given") if lr else UNMEASURED if weights else LEARNING_RATES.get(tune, UNMEASURED)
     config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
               "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed, "uncentred": uncentred}
-    lock = None if dry_run else claim(out)  # until this function is left
+    lock = None if dry_run or rank else claim(out)  # until this function is left
     state = earlier_state(out, config, resume, overwrite)
+    if world > 1:
+        torch.distributed.barrier()  # all have looked, before the first of them writes
 
     # The frozen base, the pictures, what is trained
     base = load_base(weights, device)
@@ -126,7 +147,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           f"device     {base.device}, {'bf16 autocast' if base.half else 'float32'}\n"
           f"trainable  {trainable:,} parameters ({tune}), {trainable / total:.0%} of the total {total:,}"
           + f"; {dead:,} of them have no effect at one condition token" * bool(dead) + "\n"
-          f"training   {steps} steps, effective batch {batch}, learning rate {lr:g} ({lr_source})", flush=True)
+          f"training   {steps} steps, effective batch {batch}" + f" in {parts} parts" * (parts > 1)
+          + f", learning rate {lr:g} ({lr_source})", flush=True)
     for path, reason in folder.skipped[5:]:  # the line above names the first five
         print(f"skipped    {str(path)!r}: {reason}")
     if dry_run:
@@ -177,21 +199,32 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
         print(f"resumed    at step {start}" + f", {steps} were asked for: nothing is left to do" * (start >= steps))
     else:
         for name in ("adapter.pt", "state.pt", "log.jsonl", "evaluation.json", "samples/step_*.png"):  # is replaced
-            for stale in out.glob(name):
+            for stale in () if rank else out.glob(name):
                 stale.unlink()
         draw(ema, cond[shown, 0], likes, frames, 0, seed, out)
     save(json.dumps(config, indent=1) + "\n", out / "config.json")
     keep(start)
 
-    loss_of = torch.compile(denoising_loss) if compile else denoising_loss
+    shared = Loss(live) if world == 1 else DistributedDataParallel(Loss(live), find_unused_parameters=dead > 0)
+    loss_of = torch.compile(shared) if compile else shared
     sample_every = sample_every or max(1, steps // 8)
     save_every = save_every or sample_every
-    bar = tqdm(range(start, steps), "training", initial=start, total=steps, unit="img", unit_scale=batch)
+    bar = tqdm(range(start, steps), "training", initial=start, total=steps, unit="img", unit_scale=batch,
+               disable=rank > 0)
     with noting_signals() as noted:
         for step in bar:
-            loss = loss_of(live, *training_batch(*pool, batch, train_mask, seed, step))
+            drawn, sums = training_batch(*pool, batch, train_mask, seed, step), torch.zeros(2, device=base.device)
             optimizer.zero_grad()
-            loss.backward()
+            for part in range(rank, parts, world):
+                last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients
+                with contextlib.nullcontext() if last else shared.no_sync():
+                    loss = loss_of(*(x[part::parts] for x in drawn)) / accumulate
+                    loss.backward()
+                sums[0] += loss.detach() / world
+            sums[1] = len(noted)  # when one process is told to stop, all stop
+            if world > 1:
+                torch.distributed.all_reduce(sums)
+            loss, stop = sums[0], bool(sums[1])
             norm = torch.nn.utils.clip_grad_norm_(changing, 1.0)
             if not (loss + norm).isfinite():  # before it reaches the weights
                 keep(step)
@@ -214,13 +247,15 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
                 bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{log[-1]['held_out']:.4f}")
             if done % sample_every == 0 or done == steps:
                 draw(ema, cond[shown, 0], likes, frames, done, seed, out)
-            if done % save_every == 0 or done == steps or noted:
+            if done % save_every == 0 or done == steps or stop:
                 keep(done)
-            if noted and done < steps:
+            if stop and done < steps:
                 raise KeyboardInterrupt(f"stopped and saved at step {done}: the same command with --resume goes on")
     print(f"memory     {peak_megabytes(base.device) or math.nan:,.0f} MB at most\n"
           f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
           f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
+    if world > 1:
+        torch.distributed.destroy_process_group()
     return out
 
 
@@ -231,6 +266,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--tune", default="anl", choices=TUNES, help="what is trained: tune.TUNES (default %(default)s)")
     p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
+    p.add_argument("--accumulate", type=int, default=1, help="parts that a batch is computed in, to need less memory")
     p.add_argument("--lr", type=float, help="constant learning rate (default: what was measured, see its output)")
     p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
     p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
