@@ -14,6 +14,7 @@ import contextlib
 import copy
 import json
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -77,6 +78,34 @@ class Loss(nn.Module):
 
     def forward(self, *batch: Tensor) -> Tensor:
         return denoising_loss(self.run, *batch)
+
+
+def gradients(loss_of: nn.Module, drawn: tuple[Tensor, ...], accumulate: int = 1, rank: int = 0,
+              world: int = 1) -> Tensor:
+    """Add the gradients of the mean loss over a batch, which is computed in parts -> the mean over this process's."""
+    total, parts = 0.0, accumulate * world
+    for part in range(rank, parts, world):
+        last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients
+        with contextlib.nullcontext() if last else loss_of.no_sync():
+            loss = loss_of(*(x[part::parts] for x in drawn)) / accumulate
+            loss.backward()
+        total = total + loss.detach()
+    return total
+
+
+def rehearse(run: Run, changing: list[nn.Parameter], batch: int, accumulate: int) -> float:
+    """Seconds of a training step, on noise; what it needs of memory stands in peak_megabytes afterwards."""
+    optimizer, average = torch.optim.AdamW(changing, lr=1e-9), copy.deepcopy(run.model).requires_grad_(False)
+    eps, cond = torch.randn(batch, *run.base.latent_shape), torch.randn(batch, run.base.clip.dim)
+    for _ in range(3):  # the first ones are slower
+        begin = time.perf_counter()
+        optimizer.zero_grad()
+        loss = gradients(Loss(run), (eps, cond, torch.arange(batch) * 29 % 1000, eps), accumulate)
+        optimizer.step()
+        for mean, p in zip(average.parameters(), run.model.parameters()):
+            mean.lerp_(p.data, 0.01)
+        loss.item()  # a GPU is waited for
+    return time.perf_counter() - begin
 
 
 def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step: int, seed: int, out: Path) -> None:
@@ -152,6 +181,10 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     for path, reason in folder.skipped[5:]:  # the line above names the first five
         print(f"skipped    {str(path)!r}: {reason}")
     if dry_run:
+        mu = torch.zeros(base.clip.dim)
+        seconds = rehearse(Run(base, model, mu, mu, 1.0, config, []), changing, batch // world, accumulate)
+        print(f"expected   {seconds:.2g} s a step, {steps * seconds / 60:.2g} minutes for all of them; "
+              f"{peak_megabytes(base.device) or math.nan:,.0f} MB at most")
         return out
 
     # Everything frozen that depends on a picture alone is computed here, once
@@ -213,18 +246,13 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
                disable=rank > 0)
     with noting_signals() as noted:
         for step in bar:
-            drawn, sums = training_batch(*pool, batch, train_mask, seed, step), torch.zeros(2, device=base.device)
             optimizer.zero_grad()
-            for part in range(rank, parts, world):
-                last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients
-                with contextlib.nullcontext() if last else shared.no_sync():
-                    loss = loss_of(*(x[part::parts] for x in drawn)) / accumulate
-                    loss.backward()
-                sums[0] += loss.detach() / world
-            sums[1] = len(noted)  # when one process is told to stop, all stop
+            loss = gradients(loss_of, training_batch(*pool, batch, train_mask, seed, step), accumulate, rank,
+                             world)
+            sums = torch.stack([loss, torch.full_like(loss, len(noted))])  # when one is told to stop, all stop
             if world > 1:
                 torch.distributed.all_reduce(sums)
-            loss, stop = sums[0], bool(sums[1])
+            loss, stop = sums[0] / world, bool(sums[1])
             norm = torch.nn.utils.clip_grad_norm_(changing, 1.0)
             if not (loss + norm).isfinite():  # before it reaches the weights
                 keep(step)
@@ -281,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
     p.add_argument("--compile", action="store_true", help="torch.compile the training step")
     p.add_argument("--uncentred", action="store_true", help="do not subtract the mean embedding, to compare")
-    p.add_argument("--dry-run", action="store_true", help="check and say everything, train nothing, write nothing")
+    p.add_argument("--dry-run", action="store_true", help="say everything, time three steps on noise, write nothing")
     args = p.parse_args(argv)
     try:
         train(**vars(args))
