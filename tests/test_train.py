@@ -12,12 +12,15 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from tinyanl import models
 from tinyanl.data import scan, to_square
 from tinyanl.flowers import draw
 from tinyanl.models import EMBEDDED, Run, embed_texts, encode, half, load_base, load_run
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
 from tinyanl.tune import tunable
+
+train_module = sys.modules["tinyanl.train"]
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,11 @@ def base():
 def run_folder(flowers, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "flowers"
     return train(flowers, steps=4, batch=4, sample_every=2, out=out, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(flowers, tmp_path_factory):
+    return train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path_factory.mktemp("whole") / "run", device="cpu")
 
 
 def fresh_run(base):
@@ -192,21 +200,58 @@ def test_split_holds_out_a_tenth_and_at_least_one():
 
 
 def test_batches_depend_on_seed_and_step_alone_and_drop_a_tenth_of_the_conditions():
-    latents, cond = torch.randn(10, 3, 4, 4), torch.ones(10, 64)
-    a, b = (training_batch(latents, cond, 4000, 0.0, seed=1, step=7) for _ in range(2))
+    latents, cond, ids = torch.randn(10, 2, 3, 4, 4), torch.ones(10, 2, 64), torch.tensor([1, 2, 4, 7, 9])
+    a, b = (training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=7) for _ in range(2))
+    counts = torch.stack([(a[0] == view).flatten(1).all(1).sum() for view in latents.flatten(0, 1)]).view(10, 2)
+    assert (counts[ids] > 300).all() and counts.sum() == 4000  # both views of those, and no other
     assert all(torch.equal(x, y) for x, y in zip(a, b))
-    assert not torch.equal(a[2], training_batch(latents, cond, 4000, 0.0, seed=1, step=8)[2])
+    assert not torch.equal(a[2], training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=8)[2])
     dropped = (a[1] == 0).all(1).float().mean().item()
     assert abs(dropped - 0.1) < 0.02 and (a[1].mean(1) % 1 == 0).all()  # each whole or gone
-    partly = training_batch(latents, cond, 4000, 0.5, seed=1, step=7)[1].mean(1)
+    partly = training_batch(latents, cond, ids, 4000, 0.5, seed=1, step=7)[1].mean(1)
     assert abs(((partly > 0) & (partly < 1)).float().mean().item() - 0.5) < 0.04
 
 
 def test_held_out_batch_is_always_the_same_and_covers_all_times():
-    latents, cond = torch.randn(7, 3, 4, 4), torch.randn(7, 8)
-    a, b = held_out_batch(latents, cond), held_out_batch(latents, cond)
+    latents, cond, ids = torch.randn(9, 2, 3, 4, 4), torch.randn(9, 2, 8), torch.tensor([0, 3, 8])
+    a, b = held_out_batch(latents, cond, ids), held_out_batch(latents, cond, ids)
+    assert torch.equal(a[0][:4], latents[[0, 3, 8, 0], 0])
     assert all(torch.equal(x, y) for x, y in zip(a, b))
     assert len(a[2].unique()) == 64 and a[2].min() < 16 and a[2].max() > 983
+
+
+def test_what_memory_cannot_hold_is_mapped_from_files_and_goes_on_where_it_stopped(base, flowers, tmp_path, monkeypatch):
+    paths = [picture.path for picture in scan(flowers, 64).pictures]
+    expected = encode(base, paths, batch=1)
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(models, "IN_MEMORY", 0)
+    read, opened = [], models.open_rgb
+
+    def interrupted(path):
+        read.append(path)
+        if len(read) == 8:
+            raise KeyboardInterrupt
+        return opened(path)
+
+    monkeypatch.setattr(models, "open_rgb", interrupted)
+    monkeypatch.setattr(models, "SAVE_EVERY", 5)
+    with pytest.raises(KeyboardInterrupt):
+        encode(base, paths, batch=1, cache=tmp_path / "cache")
+    mapped = encode(base, paths, batch=1, cache=tmp_path / "cache")
+    assert read == [*paths[:8], *paths[5:]]
+    assert all(torch.equal(a, b) for a, b in zip(mapped, expected))
+    assert all(torch.equal(a, b) for a, b in zip(encode(base, paths, cache=tmp_path / "cache"), expected))  # none is read
+    assert len(read) == 15
+    encode(base, paths[1:], cache=tmp_path / "cache")  # other pictures are
+    assert len(read) == 15 + 11
+
+
+def test_a_run_on_mapped_files_is_the_same(flowers, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "IN_MEMORY", 0)
+    monkeypatch.setattr(train_module, "IN_MEMORY", 0)
+    run = train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path / "run", device="cpu")
+    a, b = (torch.load(run / "adapter.pt", weights_only=True)["trained"] for run in (whole, run))
+    assert (run / "cache/latents").stat().st_size == 12 * 2 * 3 * 16 * 16 * 4 and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_weights_folder_errors_list_what_was_found(tmp_path):
@@ -299,11 +344,6 @@ def same_training(one, other):
     a, b = (torch.load(run / "adapter.pt", weights_only=True)["trained"] for run in (one, other))
     for name in a:
         assert_close(a[name], b[name], atol=1e-4, rtol=1e-3)
-
-
-@pytest.fixture(scope="module")
-def whole(flowers, tmp_path_factory):
-    return train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path_factory.mktemp("whole") / "run", device="cpu")
 
 
 def test_a_batch_in_parts_trains_the_same(flowers, whole, tmp_path):

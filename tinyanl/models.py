@@ -5,6 +5,8 @@ stage and class embedding, in one file or several), a CLIP and its BPE merges; t
 such a folder. B batch, N pictures, C h w latent, D CLIP embedding width, S picture side, R CLIP's picture side.
 """
 import hashlib
+import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +20,14 @@ from tqdm import tqdm
 from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import Picture, open_rgb, scan, to_square
-from .runs import load, one_line
+from .runs import load, one_line, save
 from .tokenizer import Tokenizer
 from .tune import put, tunable
 from .unet import UNet
 from .weights import inspect
 
+IN_MEMORY = 2**32  # bytes of latents and embeddings; more are kept in mapped files
+SAVE_EVERY = 100  # batches of pictures that are encoded into such files
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
 NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average caption where a data set has none
 
@@ -148,20 +152,35 @@ def fingerprint(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def encode(base: Base, paths: list[Path], batch: int = 16) -> tuple[Tensor, Tensor]:
-    """Pictures, as they are and mirrored -> latents (N 2 C h w) and unit CLIP image embeddings (N 2 D), on the CPU."""
-    latents, embeddings = [], []
-    for i in tqdm(range(0, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):
-        pictures = [open_rgb(path) for path in paths[i : i + batch]]
+def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Pictures, as they are and mirrored -> latents (N 2 C h w) and unit CLIP image embeddings (N 2 D), on the CPU.
+    Those of more than IN_MEMORY bytes become files in the folder `cache`, mapped into memory; when a call was stopped,
+    the next one for the same pictures and weights goes on."""
+    shapes = {"latents": (len(paths), 2, *base.latent_shape), "embeddings": (len(paths), 2, base.clip.dim)}
+    numbers, progress, start = {name: torch.empty(0) for name in shapes}, None, 0
+    if cache and 4 * sum(map(math.prod, shapes.values())) > IN_MEMORY:
+        cache.mkdir(parents=True, exist_ok=True)
+        progress, of = cache / "progress.json", json.dumps([*base.fingerprints().values(), *map(str, paths)]).encode()
+        of, kept = hashlib.sha256(of).hexdigest(), json.loads(progress.read_text()) if progress.exists() else {}
+        start = kept.get("done", 0) if kept.get("of") == of else 0
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        numbers[name] = torch.from_file(str(cache / name), True, n) if progress else torch.empty(n)
+        numbers[name] = numbers[name].view(shape)
+    for i in tqdm(range(start, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):
+        part = slice(i, i + batch)
+        pictures = [open_rgb(path) for path in paths[part]]
         x = torch.stack([to_square(picture, base.size) for picture in pictures]).to(base.device)  # B 3 S S
         views = torch.stack([base.clip.preprocess(picture) for picture in pictures]).to(base.device)  # B 3 R R
-        latents.append(torch.stack([base.autoencoder.encode(x), base.autoencoder.encode(x.flip(-1))], dim=1).cpu())
-        pair = torch.stack([base.clip.encode_image(views), base.clip.encode_image(views.flip(-1))], dim=1)
-        embeddings.append(F.normalize(pair, dim=-1).cpu())
-        for path, *numbers in zip(paths[i : i + batch], latents[-1], embeddings[-1]):
-            if not all(x.isfinite().all() for x in numbers):
+        for j, mirrored in enumerate((lambda x: x, lambda x: x.flip(-1))):
+            numbers["latents"][part, j] = base.autoencoder.encode(mirrored(x)).cpu()
+            numbers["embeddings"][part, j] = F.normalize(base.clip.encode_image(mirrored(views)), dim=-1).cpu()
+        for path, *own in zip(paths[part], *(x[part] for x in numbers.values())):
+            if not all(x.isfinite().all() for x in own):
                 raise ValueError(f"{path} becomes numbers that are not finite: are the weights damaged? ({base.name})")
-    return torch.cat(latents), torch.cat(embeddings)
+        if progress and (i // batch % SAVE_EVERY == SAVE_EVERY - 1 or i + batch >= len(paths)):
+            save(json.dumps({"of": of, "done": i + batch}), progress)
+    return numbers["latents"], numbers["embeddings"]
 
 
 @torch.no_grad()

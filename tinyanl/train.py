@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .data import describe, open_rgb, scan, to_square
 from .masking import mask_condition
-from .models import NEUTRAL, Run, embed_texts, encode, generator, load_base, split
+from .models import IN_MEMORY, NEUTRAL, Run, embed_texts, encode, generator, load_base, split
 from .runs import claim, command, earlier_state, join_processes, noting_signals, peak_megabytes, save
 from .sample import sample, to_uint8
 from .schedule import add_noise, ldm_alpha_bar
@@ -43,24 +43,27 @@ LOG_EVERY = 20  # steps
 ALPHA_BAR = ldm_alpha_bar()
 
 
-def held_out_batch(latents: Tensor, cond: Tensor, size: int = 64) -> tuple[Tensor, ...]:
-    """Always the same pictures, spread timesteps and noise: the held-out curve is the model's, not the dice's."""
-    i = torch.arange(size) % len(latents)
-    eps = torch.randn(size, *latents.shape[1:], generator=torch.Generator().manual_seed(0))
+def held_out_batch(latents: Tensor, cond: Tensor, ids: Tensor, size: int = 64) -> tuple[Tensor, ...]:
+    """Always the same pictures, spread timesteps and noise: the held-out curve is the model's, not the dice's.
+    latents (N 2 C h w), cond (N 2 D), ids of the pictures to use."""
+    i = ids[torch.arange(size) % len(ids)]
+    eps = torch.randn(size, *latents.shape[2:], generator=torch.Generator().manual_seed(0))
     t = (torch.arange(size) * 29 % size * 1000 + 500) // size  # 29: neighbours in i are far apart in t
-    return latents[i], cond[i], t, eps
+    return latents[i, 0], cond[i, 0], t, eps
 
 
-def training_batch(latents: Tensor, cond: Tensor, batch: int, train_mask: float, seed: int,
+def training_batch(latents: Tensor, cond: Tensor, ids: Tensor, batch: int, train_mask: float, seed: int,
                    step: int) -> tuple[Tensor, ...]:
-    """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone."""
+    """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone.
+    latents (N 2 C h w) and cond (N 2 D) of pictures and their mirror images, ids of the pictures to use."""
     g = generator(seed, step)
-    i = torch.randint(len(latents), (batch,), generator=g)
+    i = torch.randint(2 * len(ids), (batch,), generator=g)
+    picture, mirrored = ids[i // 2], i % 2
     t = torch.randint(1000, (batch,), generator=g)
-    eps = torch.randn(batch, *latents.shape[1:], generator=g)
+    eps = torch.randn(batch, *latents.shape[2:], generator=g)
     fate, rate = torch.rand(2, batch, 1, generator=g)  # of each sample's condition: dropped, partly masked, or whole
     rate = torch.where(fate < COND_DROP, 1.0, torch.where(fate < COND_DROP + train_mask, rate, 0.0))
-    return latents[i], mask_condition(cond[i], rate, g), t, eps
+    return latents[picture, mirrored], mask_condition(cond[picture, mirrored], rate, g), t, eps
 
 
 def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
@@ -188,7 +191,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
         return out
 
     # Everything frozen that depends on a picture alone is computed here, once
-    latents, embeddings = encode(base, [picture.path for picture in folder.pictures])  # N 2 C h w, N 2 D
+    paths = [picture.path for picture in folder.pictures]
+    latents, embeddings = encode(base, paths, cache=out / "cache")  # N 2 C h w, N 2 D
     mu = embeddings[train_ids].mean((0, 1)) * (not uncentred)
     captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
     statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
@@ -205,10 +209,10 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
                  for own in (model, copy.deepcopy(model)))
     tensors, averaged = ({name: p.data for name, p in trained(run.model).items()} for run in (live, ema))
     ema.model.requires_grad_(False)
-    latents, cond = latents.to(base.device), live.condition(embeddings)
-    pool = latents[train_ids].flatten(0, 1), cond[train_ids].flatten(0, 1)  # 2N C h w, 2N D
-    fixed = {name: held_out_batch(latents[ids, 0], cond[ids, 0])
-             for name, ids in (("training", train_ids), ("held_out", held_ids))}
+    cond = live.condition(embeddings)  # N 2 D
+    latents = latents if latents.nbytes > IN_MEMORY else latents.to(base.device)  # what lies in files stays there
+    used = {"training": train_ids, "held_out": held_ids}
+    fixed = {name: held_out_batch(latents, cond, ids) for name, ids in used.items()}
     shown = held_ids[torch.arange(ROWS) % len(held_ids)]
     likes = to_uint8(torch.stack([to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown]))  # R 3 S S
 
@@ -246,9 +250,9 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
                disable=rank > 0)
     with noting_signals() as noted:
         for step in bar:
+            drawn = training_batch(latents, cond, train_ids, batch, train_mask, seed, step)
             optimizer.zero_grad()
-            loss = gradients(loss_of, training_batch(*pool, batch, train_mask, seed, step), accumulate, rank,
-                             world)
+            loss = gradients(loss_of, drawn, accumulate, rank, world)
             sums = torch.stack([loss, torch.full_like(loss, len(noted))])  # when one is told to stop, all stop
             if world > 1:
                 torch.distributed.all_reduce(sums)
@@ -256,7 +260,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
             norm = torch.nn.utils.clip_grad_norm_(changing, 1.0)
             if not (loss + norm).isfinite():  # before it reaches the weights
                 keep(step)
-                i = torch.randint(len(pool[0]), (batch,), generator=generator(seed, step))  # as in training_batch
+                i = torch.randint(2 * len(train_ids), (batch,), generator=generator(seed, step))  # as in training_batch
                 files = sorted({pictures[train_ids[k // 2]] for k in i.tolist()})
                 raise ValueError(f"step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The state "
                                  f"before it is kept: --resume with a smaller --lr. Pictures: {', '.join(files)}")
