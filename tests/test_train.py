@@ -372,3 +372,9 @@ def test_two_processes_train_the_same_and_one_writes_and_resumes(flowers, whole,
 def test_a_batch_that_does_not_split_is_refused(flowers, tmp_path):
     with pytest.raises(ValueError, match="batch=8 does not split into 3 equal parts"):
         train(flowers, steps=1, batch=8, out=tmp_path / "run", accumulate=3)
+
+
+def test_checkpointing_trains_to_the_same_bits(flowers, tmp_path):
+    runs = [train(flowers, steps=2, batch=4, out=tmp_path / str(on), checkpoint=on) for on in (False, True)]
+    plain, again = (torch.load(run / "adapter.pt")["trained"] for run in runs)
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)

@@ -217,3 +217,24 @@ def test_one_context_token_is_a_bias_and_exactly_what_attention_to_it_gives():
     z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), torch.randn(2, 1, 16)
     twice = unet(z, t, context.repeat(1, 2, 1))  # two equal tokens: queries and keys are used, and weigh them alike
     torch.testing.assert_close(unet(z, t, context), twice, atol=1e-5, rtol=1e-5)
+
+
+def test_checkpointing_gives_the_same_gradients_from_fewer_activations():
+    torch.manual_seed(0)
+    unet = UNet(3, 3, 32, (1, 2), 1, (False, True), 16).requires_grad_(False)
+    modules = torch.nn.ModuleDict({site: torch.nn.Conv2d(c, c, 1) for site, c in unet.sites.items()})
+    z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), torch.randn(2, 1, 16)
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        kept = []  # what autograd holds on to after the forward pass
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss = unet(z, t, context, lambda site, h: h + modules[site](h)).square().mean()
+        modules.zero_grad()
+        loss.backward()
+        return [p.grad for p in modules.parameters()], sum(kept)
+
+    plain, many = gradients()
+    unet.checkpointing = True
+    again, few = gradients()
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+    assert few < many / 2

@@ -132,7 +132,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.0,
           out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
           sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
-          compile: bool = False, uncentred: bool = False, dry_run: bool = False, accumulate: int = 1) -> Path:
+          compile: bool = False, uncentred: bool = False, dry_run: bool = False, accumulate: int = 1,
+          checkpoint: bool = False) -> Path:
     """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (what was
     trained, averaged: for sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
 
@@ -170,6 +171,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     model = tunable(base, tune, tokens, ratio).to(base.device)
     changing = [p for name, p in trained(model).items() if tune == "anl" or tokens > 1 or not DEAD.search(name)]
     unet = model["unet"] if "unet" in model else base.unet
+    unet.checkpointing = checkpoint
     trainable, total = (sum(p.numel() for p in own) for own in (trained(model).values(),
                                                                 {*model.parameters(), *unet.parameters()}))
     dead = trainable - sum(p.numel() for p in changing)
@@ -299,6 +301,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
     p.add_argument("--accumulate", type=int, default=1, help="parts that a batch is computed in, to need less memory")
+    p.add_argument("--checkpoint", action="store_true", help="keep few activations and compute them twice: less memory")
     p.add_argument("--lr", type=float, help="constant learning rate (default: what was measured, see its output)")
     p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
     p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")

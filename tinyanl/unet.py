@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
@@ -175,6 +176,7 @@ class UNet(nn.Module):
                  context_dim: int | None = 512, head_channels: int | None = None):
         super().__init__()
         self.in_channels, self.channels, self.context_dim = in_channels, channels, context_dim
+        self.checkpointing = False  # keep no activations inside a block, compute them again in the backward pass
         time_dim = 4 * channels
         self.sites: dict[str, int] = {}
 
@@ -226,16 +228,19 @@ class UNet(nn.Module):
                 h = layer(h, emb, context)
             return h
 
+        def block(site: str, layers: nn.ModuleList, h: Tensor) -> Tensor:
+            inside = lambda h: extra(site, run(layers, h))
+            return checkpoint(inside, h, use_reentrant=False) if self.checkpointing else inside(h)
+
         skips = [self.input_blocks[0][0](z)]
         for i, layers in enumerate(self.input_blocks[1:], start=1):
-            h = run(layers, skips[-1])
-            skips.append(extra(f"in_{i}", h) if f"in_{i}" in self.sites else h)
-        h = extra("mid_0", run(self.middle_block[:2], skips[-1]))
-        h = extra("mid_1", run(self.middle_block[2:], h))
+            site = f"in_{i}"
+            skips.append(block(site, layers, skips[-1]) if site in self.sites else run(layers, skips[-1]))
+        h = block("mid_0", self.middle_block[:2], skips[-1])
+        h = block("mid_1", self.middle_block[2:], h)
         for i, layers in enumerate(self.output_blocks):
             up = isinstance(layers[-1], Upsample)  # belongs to the next level: after the site
-            h = run(layers[:-1] if up else layers, torch.cat([h, skips.pop()], dim=1))
-            h = extra(f"out_{i}", h)
+            h = block(f"out_{i}", layers[:-1] if up else layers, torch.cat([h, skips.pop()], dim=1))
             h = layers[-1](h) if up else h
         return self.out(h)
 
