@@ -6,7 +6,7 @@ import pytest
 
 from tinyanl import flowers, suite as module
 from tinyanl.judge import Judge
-from tinyanl.suite import STEPS, cells, main, suite
+from tinyanl.suite import RATES, STEPS, best_rate, cells, main, suite
 from tinyanl.tune import TUNES
 
 from commands import one_line
@@ -22,12 +22,19 @@ def test_every_row_that_is_promised_is_a_cell():
     assert STEPS[:4] == (60, 125, 250, 500)
 
 
+@pytest.mark.parametrize("best", range(5))
+def test_the_best_rate_is_found_by_walking_downhill(best):
+    tried = []
+    assert best_rate(lambda lr: tried.append(lr) or abs(RATES.index(lr) - best)) == RATES[best]
+    assert len(set(tried)) == (3 if best == 2 else 4)
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A suite of one way to tune, two checkpoints, a judge that knows nothing, and no learners."""
     monkeypatch.setattr(module, "STEPS", (1, 2))
     monkeypatch.setattr(module, "MASK_RATES", (0.0,))
-    monkeypatch.setattr(module, "SWEEP", (1e-3,))
+    monkeypatch.setattr(module, "RATES", (1e-3,))
     monkeypatch.setattr(module, "SWEEP_STEPS", 1)
     monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
     monkeypatch.setattr(module, "cells", lambda: iter([({"data": "flowers", "tune": "anl", "seed": 0}, (1, 2))]))
