@@ -1,12 +1,14 @@
 """The suite: every row is made once, by one process after another, and again when it is deleted."""
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tinyanl import flowers, suite as module
 from tinyanl.judge import Judge
 from tinyanl.suite import RATES, STEPS, best_rate, cells, main, suite
+from tinyanl.train import LEARNING_RATES
 from tinyanl.tune import TUNES
 
 from commands import one_line
@@ -71,3 +73,12 @@ def test_what_stands_in_the_way_is_one_line(small, tmp_path_factory, capsys):
     assert "families" in one_line(main, [small], capsys)
     for argv in ([], [small, "--n", "40"], [small, "--steps", "0"], [small, "--seed", "-1"]):
         one_line(main, argv, capsys)
+
+
+def test_the_default_learning_rates_follow_the_committed_sweep():
+    results = json.loads((Path(__file__).parents[1] / "tutorials/results.json").read_text())
+    for tune in TUNES:
+        losses = {float(key.split("lr=")[1]): row["held-out loss"] for key, row in results.items()
+                  if key.startswith(f"sweep tune={tune} ")}
+        best = min(losses, key=losses.get)
+        assert min(losses) < best < max(losses) and 0.6 < LEARNING_RATES[tune][0] / best < 1.7, tune
