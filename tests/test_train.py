@@ -187,7 +187,7 @@ def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):
     said = capsys.readouterr().out
     assert not out.exists()
     for words in ("12 pictures", "1 held out", "64 px", "3,409,920 parameters", "effective batch 32",
-                  "learning rate 0.002 (lowest held-out loss", " s a step, ", " MB at most"):
+                  "learning rate 0.002 (by a sweep", " s a step, ", " MB at most"):
         assert words in said
 
 
