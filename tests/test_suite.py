@@ -81,4 +81,4 @@ def test_the_default_learning_rates_follow_the_committed_sweep():
         losses = {float(key.split("lr=")[1]): row["held-out loss"] for key, row in results.items()
                   if key.startswith(f"sweep tune={tune} ")}
         best = min(losses, key=losses.get)
-        assert min(losses) < best < max(losses) and 0.6 < LEARNING_RATES[tune][0] / best < 1.7, tune
+        assert min(losses) < best < max(losses) and 0.6 < LEARNING_RATES[tune] / best < 1.7, tune

@@ -35,12 +35,12 @@ def test_cells_are_short_and_redefine_nothing(path):
                if isinstance(node, ast.ClassDef | ast.FunctionDef)}
     for source in cells(path, "code"):
         lines = source.splitlines()
-        assert len(lines) <= (24 if bool(BY_HAND.search(source)) else 20), lines[0]
+        assert len(lines) <= (24 if BY_HAND.search(source) else 20), lines[0]
         assert max(map(len, lines)) <= 110, max(lines, key=len)
         defined = {node.name for node in ast.walk(ast.parse(source))
                    if isinstance(node, ast.ClassDef | ast.FunctionDef)}  # which also refuses magics
         assert not defined & package, defined & package
-    assert sum(bool(BY_HAND.search(source)) for source in cells(path, "code")) or path.name.startswith("10")
+    assert any(map(BY_HAND.search, cells(path, "code"))) or path.name.startswith("10")
 
 
 @pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "tutorials/README.md", ROOT / "README.md"], ids=lambda p: p.name)

@@ -104,11 +104,12 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
     out, base = folder / "results.json", {"weights": weights, "device": device}
     results = json.loads(out.read_text()) if out.exists() else {}
 
-    def piece(key: str, make: Callable[[], object]) -> None:
+    def piece(key: str, make: Callable[[], object]) -> object:
         if key not in results:
             results[key] = make()
             save(json.dumps(results, indent=1), out)
             print(f"{key}: {json.dumps(results[key])}", flush=True)
+        return results[key]
 
     for name, count, number in (("flowers", 200, 0), ("fresh flowers", 1024, 1)):
         if not (folder / name / "metadata.jsonl").exists():
@@ -127,8 +128,7 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
             shutil.rmtree(folder / "sweep", ignore_errors=True)
             return train_apart(folder / "flowers", folder / "sweep", SWEEP_STEPS, tune=tune, lr=lr, seed=0, **base)
 
-        piece(f"sweep tune={tune} lr={lr:g}", make)
-        return results[f"sweep tune={tune} lr={lr:g}"]["held-out loss"]
+        return piece(f"sweep tune={tune} lr={lr:g}", make)["held-out loss"]
 
     def measured(cell: dict, run_folder: Path, done: int) -> dict:
         own = {name: value for name, value in cell.items() if name != "data"}
