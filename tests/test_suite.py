@@ -33,13 +33,14 @@ def test_the_best_rate_is_found_by_walking_downhill(best):
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-    """A suite of one way to tune, two checkpoints, a judge that knows nothing, and no learners."""
+    """A suite of one way to tune, two checkpoints, one ablation, a judge that knows nothing, and no learners."""
+    first = {"data": "flowers", "tune": "anl", "seed": 0}
     monkeypatch.setattr(module, "STEPS", (1, 2))
     monkeypatch.setattr(module, "MASK_RATES", (0.0,))
     monkeypatch.setattr(module, "RATES", (1e-3,))
     monkeypatch.setattr(module, "SWEEP_STEPS", 1)
     monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
-    monkeypatch.setattr(module, "cells", lambda: iter([({"data": "flowers", "tune": "anl", "seed": 0}, (1, 2))]))
+    monkeypatch.setattr(module, "cells", lambda: iter([(first, (1, 2)), ({**first, "uncentred": True}, (2,))]))
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
     monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "in test_evaluate.py"})
     monkeypatch.setattr(module, "compare", lambda *args: [{"tried": "in test_augment.py"}])
@@ -54,7 +55,7 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     results = suite(small, n=32, steps=2)
     key = "data=flowers tune=anl seed=0 steps="
     assert list(results) == ["setup", "sweep tune=anl lr=0.001", f"{key}1", f"{key}2", "masks", "text",
-                             "semi-supervised"]
+                             key.replace("steps", "uncentred=True steps") + "2", "semi-supervised"]
     assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
     one = results.pop(f"{key}2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
