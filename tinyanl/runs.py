@@ -20,7 +20,7 @@ except ImportError:  # Windows has no such locks: two runs into one folder go un
 import torch
 from PIL import Image
 
-from .weights import refuse_bomb
+from .checkpoint import refuse_bomb
 
 FREE = ("batch", "lr", "train_mask")  # what a resumed run may change of its config.json
 STATE = {"step", "live", "ema", "optimizer", "frames", "log", "losses", "same", "config"}  # names in state.pt
