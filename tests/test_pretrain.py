@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from tinyanl import pretrain
 from tinyanl.autoencoder import Quantizer
-from tinyanl.data import COLOURS, composite, read_art, say
+from tinyanl.art import COLOURS, composite, read_art, say
 from tinyanl.models import load_base
 from tinyanl.train import train
 from tinyanl.weights import load_checkpoint

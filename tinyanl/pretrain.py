@@ -5,7 +5,7 @@
     python -m tinyanl.pretrain unet --data emoji --out weights/mine                           on its latents
     python -m tinyanl.pretrain families --data emoji --out .                                  ./faces, ./vehicles
 
-What a data folder holds: data.py; a "label" is a class of the U-Net. Every tenth picture is kept from CLIP and the
+What a data folder holds: art.py; a "label" is a class of the U-Net. Every tenth picture is kept from CLIP and the
 autoencoder, for their figures, and FAMILIES from the U-Net, by "subgroup". A part that was stopped goes on; training/
 shows what it can do; all randomness comes from (seed, step). B batch, N pictures, S picture side, C h w latent.
 """
@@ -21,9 +21,9 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+from .art import COLOURS, composite, read_art, say
 from .autoencoder import Autoencoder, Quantizer
 from .clip import CLIP
-from .data import COLOURS, composite, read_art, say
 from .flowers import place
 from .metrics import frechet_distance, psnr, retrieval
 from .models import fingerprint, generator, pick_device
