@@ -6,9 +6,10 @@ import torch
 
 from tinyanl import evaluate as module, flowers, train
 from tinyanl.data import scan
+from tinyanl.encode import embed_pictures
 from tinyanl.evaluate import evaluate, look, main, measure, table, text_figures
 from tinyanl.judge import CLASSES, class_of, pictures
-from tinyanl.models import embed_pictures, load_base, load_run
+from tinyanl.models import load_base, load_run
 
 from commands import one_line
 

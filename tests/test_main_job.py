@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from tinyanl.data import scan
+from tinyanl.encode import embed_pictures, embed_texts, encode
 from tinyanl.flowers import BACKGROUNDS, COLOURS, KINDS, write
-from tinyanl.models import embed_pictures, embed_texts, encode, load_run
+from tinyanl.models import load_run
 from tinyanl.sample import sample, to_uint8
 from tinyanl.train import split, train
 from tinyanl.tune import tunable

@@ -32,9 +32,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyanl import flowers, models, pretrain, sample, train, weights
+from tinyanl import flowers, loss as loss_module, models, pretrain, sample, train, weights
 from tinyanl.data import scan
-from tinyanl.models import EMBEDDED, encode, load_base, load_run
+from tinyanl.encode import encode
+from tinyanl.models import EMBEDDED, load_base, load_run
 
 from commands import one_line
 from kills import left, same
@@ -158,7 +159,7 @@ def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(p
         return loss * math.nan if what == "loss" else loss + (p - p.detach()).sum().sqrt()  # its slope at 0 is infinite
 
     monkeypatch.setattr(train, "training_batch", watched)
-    monkeypatch.setattr(train, "denoising_loss", poisoned)
+    monkeypatch.setattr(loss_module, "denoising_loss", poisoned)
     numbers = "nan, gradient norm nan" if what == "loss" else r"0\.\d+, gradient norm (nan|inf)"
     with pytest.raises(ValueError, match=f"step 5: loss {numbers}, learning rate 0.002\\..*--lr.*\\.png"):
         train.train(pictures, steps=10, out=tmp_path / "run", **TINY)

@@ -14,13 +14,15 @@ from torch.testing import assert_close
 
 from tinyanl import models
 from tinyanl.data import scan, to_square
+from tinyanl.encode import embed_texts, encode
 from tinyanl.flowers import draw
-from tinyanl.models import EMBEDDED, Run, embed_texts, encode, half, load_base, load_run
+from tinyanl.loss import denoising_loss, held_out_batch, training_batch
+from tinyanl.models import EMBEDDED, Run, half, load_base, load_run, split
 from tinyanl.sample import main as sample_main, sample
-from tinyanl.train import denoising_loss, held_out_batch, main as train_main, split, train, training_batch
+from tinyanl.train import main as train_main, train
 from tinyanl.tune import tunable
 
-train_module = sys.modules["tinyanl.train"]
+train_module, encode_module = sys.modules["tinyanl.train"], sys.modules["tinyanl.encode"]
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +226,8 @@ def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, fl
     paths = [picture.path for picture in scan(flowers, 64).pictures]
     expected = encode(base, paths, batch=1)
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(models, "IN_MEMORY", 0)
-    read, opened = [], models.open_rgb
+    monkeypatch.setattr(encode_module, "IN_MEMORY", 0)
+    read, opened = [], encode_module.open_rgb
 
     def interrupted(path):
         read.append(path)
@@ -233,8 +235,8 @@ def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, fl
             raise KeyboardInterrupt
         return opened(path)
 
-    monkeypatch.setattr(models, "open_rgb", interrupted)
-    monkeypatch.setattr(models, "SAVE_EVERY", 5)
+    monkeypatch.setattr(encode_module, "open_rgb", interrupted)
+    monkeypatch.setattr(encode_module, "SAVE_EVERY", 5)
     with pytest.raises(KeyboardInterrupt):
         encode(base, paths, batch=1, cache=tmp_path / "cache")
     mapped = encode(base, paths, batch=1, cache=tmp_path / "cache")
@@ -248,7 +250,7 @@ def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, fl
 
 
 def test_a_run_on_mapped_files_is_the_same(flowers, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "IN_MEMORY", 0)
+    monkeypatch.setattr(encode_module, "IN_MEMORY", 0)
     monkeypatch.setattr(train_module, "IN_MEMORY", 0)
     run = train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path / "run", device="cpu")
     a, b = (torch.load(run / "adapter.pt", weights_only=True)["trained"] for run in (whole, run))

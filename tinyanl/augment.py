@@ -16,8 +16,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from .data import describe, scan
+from .encode import embed_pictures, encode
 from .metrics import nearest_similarity
-from .models import Run, embed_pictures, encode, known, load_run
+from .models import Run, known, load_run
 from .runs import command, save
 from .sample import sample, sampling_arguments, to_uint8
 from .schedule import ddim_timesteps

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .data import scan
+from .encode import embed_pictures, embed_texts, encode
 from .judge import CLASSES, Network, class_of, judged, pictures, share, train_judge
 from .metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity, precision_recall,
                       retrieval)
-from .models import Base, Run, embed_pictures, embed_texts, encode, generator, known, load_run
+from .models import Base, Run, generator, known, load_run
 from .runs import command, save
 from .sample import sample, sampling_arguments, to_uint8
 from .schedule import ddim_timesteps

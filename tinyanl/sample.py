@@ -7,18 +7,20 @@ import argparse
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .data import describe, scan
+from .encode import embed_texts, encode
 from .masking import guided, mask_condition
-from .models import Run, embed_texts, encode, load_run
+from .models import Run, load_run
 from .runs import command
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
@@ -53,6 +55,19 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0
 def to_uint8(x: Tensor) -> Tensor:
     """[-1, 1] -> 0 ... 255, rounded."""
     return ((x + 1) * 127.5).round().to(torch.uint8)
+
+
+def filmstrip(columns: dict[str, Tensor], rows: Sequence[str] = ()) -> Image.Image:
+    """Figure 1: label -> pictures (R 3 S S) uint8, as labelled columns; the R rows may have labels too."""
+    cells, left = torch.stack(list(columns.values()), dim=1), 64 * bool(rows)  # R columns 3 S S
+    strip, side = to_pil_image(make_grid(cells.flatten(0, 1), nrow=len(columns), pad_value=255)), cells.shape[-1] + 2
+    image = Image.new("RGB", (left + strip.width, 12 + strip.height), "white")
+    image.paste(strip, (left, 12))
+    for i, label in enumerate(columns):
+        ImageDraw.Draw(image).text((left + 2 + i * side, 0), label, fill="black")
+    for i, label in enumerate(rows):
+        ImageDraw.Draw(image).text((2, 12 + (i + 0.5) * side), label, fill="black")
+    return image
 
 
 def sampling_arguments(p: argparse.ArgumentParser) -> None:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from .augment import augment
 from .data import scan
+from .encode import embed_pictures, embed_texts
 from .evaluate import table
 from .flowers import KINDS, write
 from .judge import Judge, judged, pictures, share
-from .models import Base, Run, embed_pictures, embed_texts, generator, load_run
+from .models import Base, Run, generator, load_run
 from .runs import command, save
 
 CONFIDENCE, UNLABELLED = 0.95, 600  # of a guess that counts; pictures

@@ -15,13 +15,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+from PIL import Image
 
 from .data import open_rgb, scan, to_square
 from .evaluate import EACH, evaluate, text_figures
@@ -29,7 +28,7 @@ from .flowers import write
 from .judge import pictures, train_judge
 from .models import known, load_run
 from .runs import command, load, save
-from .sample import sampling_arguments, to_uint8
+from .sample import filmstrip, sampling_arguments, to_uint8
 from .semi_supervised import compare, draw_sets
 from .tune import TUNES
 
@@ -81,21 +80,14 @@ def train_apart(data: Path, out: Path, steps: int, **arguments) -> dict:
 
 def strips(runs: dict[str, Path]) -> Image.Image:
     """Figure 1 for runs of one set: a row for each way to tune, the held-out picture and then the checkpoints."""
-    rows = []
+    columns = defaultdict(list)
     for folder in runs.values():
         run, frames = load_run(folder, device="cpu"), load(folder / "state.pt", {"frames"})["frames"]
         found, _, held = known(run)
-        like = to_uint8(to_square(open_rgb(found[held[0]].path), run.base.size)[None])
-        rows.append(torch.cat([like, *(x[:1] for x in frames.values())]))                     # C+1 3 S S
-    strip = to_pil_image(make_grid(torch.cat(rows), nrow=len(rows[0]), pad_value=255))
-    image = Image.new("RGB", (strip.width + 64, strip.height + 12), "white")
-    image.paste(strip, (64, 12))
-    width, height = (strip.width - 2) // len(rows[0]), (strip.height - 2) // len(rows)
-    for i, label in enumerate(["like", *frames]):
-        ImageDraw.Draw(image).text((66 + i * width, 0), str(label), fill="black")
-    for i, label in enumerate(runs):
-        ImageDraw.Draw(image).text((2, 12 + (i + 0.5) * height), label, fill="black")
-    return image
+        columns["like"].append(to_uint8(to_square(open_rgb(found[held[0]].path), run.base.size)))
+        for step, x in frames.items():
+            columns[f"{step}"].append(x[0])
+    return filmstrip({label: torch.stack(column) for label, column in columns.items()}, list(runs))
 
 
 def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: Path | None = None,

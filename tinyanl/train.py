@@ -10,107 +10,33 @@ tenth of them is held out. Training then draws (latent, embedding) pairs from me
 needs no saved random states.
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
-import contextlib
 import copy
 import json
 import math
-import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .data import describe, open_rgb, scan, to_square
-from .masking import mask_condition
-from .models import IN_MEMORY, NEUTRAL, Run, embed_texts, encode, generator, load_base, split
+from .encode import IN_MEMORY, NEUTRAL, embed_texts, encode
+from .loss import COND_DROP, Loss, denoising_loss, gradients, held_out_batch, rehearse, training_batch
+from .models import Run, generator, load_base, split
 from .runs import claim, command, earlier_state, join_processes, noting_signals, peak_megabytes, save
-from .sample import sample, to_uint8
-from .schedule import add_noise, ldm_alpha_bar
+from .sample import filmstrip, sample, to_uint8
 from .tune import DEAD, TUNES, trained, tunable
 
 SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps at 1e-4 ... 1e-2, lowest held-out loss
 LEARNING_RATES = {"anl": 2e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3, "shallow": 1e-3,
                   "uncond": 1e-3}  # embedded; anl: 1e-3 gave .0887, 3e-3 .0874, 1e-2 .0906
 UNMEASURED = 1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured here"
-COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
 ROWS = 8  # pictures in every sample grid, rows of the filmstrip
 LOG_EVERY = 20  # steps
-ALPHA_BAR = ldm_alpha_bar()
-
-
-def held_out_batch(latents: Tensor, cond: Tensor, ids: Tensor, size: int = 64) -> tuple[Tensor, ...]:
-    """Always the same pictures, spread timesteps and noise: the held-out curve is the model's, not the dice's.
-    latents (N 2 C h w), cond (N 2 D), ids of the pictures to use."""
-    i = ids[torch.arange(size) % len(ids)]
-    eps = torch.randn(size, *latents.shape[2:], generator=torch.Generator().manual_seed(0))
-    t = (torch.arange(size) * 29 % size * 1000 + 500) // size  # 29: neighbours in i are far apart in t
-    return latents[i, 0], cond[i, 0], t, eps
-
-
-def training_batch(latents: Tensor, cond: Tensor, ids: Tensor, batch: int, train_mask: float, seed: int,
-                   step: int) -> tuple[Tensor, ...]:
-    """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone.
-    latents (N 2 C h w) and cond (N 2 D) of pictures and their mirror images, ids of the pictures to use."""
-    g = generator(seed, step)
-    i = torch.randint(2 * len(ids), (batch,), generator=g)
-    picture, mirrored = ids[i // 2], i % 2
-    t = torch.randint(1000, (batch,), generator=g)
-    eps = torch.randn(batch, *latents.shape[2:], generator=g)
-    fate, rate = torch.rand(2, batch, 1, generator=g)  # of each sample's condition: dropped, partly masked, or whole
-    rate = torch.where(fate < COND_DROP, 1.0, torch.where(fate < COND_DROP + train_mask, rate, 0.0))
-    return latents[picture, mirrored], mask_condition(cond[picture, mirrored], rate, g), t, eps
-
-
-def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Mean of |eps - eps_hat|^2 over a batch, DDPM eq. (14), without weights."""
-    z0, cond, t, eps = (x.to(run.base.device) for x in (z0, cond, t, eps))
-    return F.mse_loss(run.bind(cond)(add_noise(z0, t, eps, ALPHA_BAR), t), eps)
-
-
-class Loss(nn.Module):
-    """denoising_loss as a module that owns what is trained, since that is what DistributedDataParallel takes."""
-
-    def __init__(self, run: Run):
-        super().__init__()
-        self.run, self.model = run, run.model
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        return denoising_loss(self.run, *batch)
-
-
-def gradients(loss_of: nn.Module, drawn: tuple[Tensor, ...], accumulate: int = 1, rank: int = 0,
-              world: int = 1) -> Tensor:
-    """Add the gradients of the mean loss over a batch, which is computed in parts -> the mean over this process's."""
-    total, parts = 0.0, accumulate * world
-    for part in range(rank, parts, world):
-        last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients
-        with contextlib.nullcontext() if last else loss_of.no_sync():
-            loss = loss_of(*(x[part::parts] for x in drawn)) / accumulate
-            loss.backward()
-        total = total + loss.detach()
-    return total
-
-
-def rehearse(run: Run, changing: list[nn.Parameter], batch: int, accumulate: int) -> float:
-    """Seconds of a training step, on noise; what it needs of memory stands in peak_megabytes afterwards."""
-    optimizer, average = torch.optim.AdamW(changing, lr=1e-9), copy.deepcopy(run.model).requires_grad_(False)
-    eps, cond = torch.randn(batch, *run.base.latent_shape), torch.randn(batch, run.base.clip.dim)
-    for _ in range(3):  # the first ones are slower
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        loss = gradients(Loss(run), (eps, cond, torch.arange(batch) * 29 % 1000, eps), accumulate)
-        optimizer.step()
-        for mean, p in zip(average.parameters(), run.model.parameters()):
-            mean.lerp_(p.data, 0.01)
-        loss.item()  # a GPU is waited for
-    return time.perf_counter() - begin
 
 
 def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step: int, seed: int, out: Path) -> None:
@@ -119,15 +45,7 @@ def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step:
     frames[step] = to_uint8(sample(run, cond, seed=seed))
     grid = make_grid(torch.cat([likes, frames[step]]), nrow=len(likes), pad_value=255)
     save(to_pil_image(grid), out / "samples" / f"step_{step:06d}.png")
-
-    columns = {"like": likes, **{f"{step}": x for step, x in frames.items()}}
-    cells = torch.stack(list(columns.values()), dim=1).flatten(0, 1)  # R*columns 3 S S, row by row
-    strip = to_pil_image(make_grid(cells, nrow=len(columns), pad_value=255))
-    labelled = Image.new("RGB", (strip.width, strip.height + 12), "white")
-    labelled.paste(strip, (0, 12))
-    for i, label in enumerate(columns):
-        ImageDraw.Draw(labelled).text((2 + i * (likes.shape[-1] + 2), 0), label, fill="black")
-    save(labelled, out / "filmstrip.png")
+    save(filmstrip({"like": likes, **{f"{step}": x for step, x in frames.items()}}), out / "filmstrip.png")
 
 
 def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl", steps: int = 1000, batch: int = 32,

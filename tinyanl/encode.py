@@ -1,0 +1,70 @@
+"""Pictures and prompts become what the models work on: latents of the first stage, and unit embeddings of CLIP.
+
+Both depend on a picture alone, so they are computed once, with its mirror image, and kept: in memory, or, past 4 GiB
+(CelebA's 200,000 pictures at 256 pixels take 19), in mapped files. N pictures or texts, B batch, C h w latent, D CLIP
+embedding width, S picture side, R CLIP's picture side.
+"""
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from .data import open_rgb, to_square
+from .models import Base
+from .runs import save
+
+IN_MEMORY = 2**32  # bytes of latents and embeddings; more are kept in mapped files
+SAVE_EVERY = 100  # batches of pictures that are encoded into such files
+NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average caption where a data set has none
+
+
+@torch.no_grad()
+def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = None) -> tuple[Tensor, Tensor]:
+    """Pictures, as they are and mirrored -> latents (N 2 C h w) and unit CLIP image embeddings (N 2 D), on the CPU.
+    Those of more than IN_MEMORY bytes become files in the folder `cache`, mapped into memory; when a call was stopped,
+    the next one for the same pictures and weights goes on."""
+    shapes = {"latents": (len(paths), 2, *base.latent_shape), "embeddings": (len(paths), 2, base.clip.dim)}
+    numbers, progress, start = {name: torch.empty(0) for name in shapes}, None, 0
+    if cache and 4 * sum(map(math.prod, shapes.values())) > IN_MEMORY:
+        cache.mkdir(parents=True, exist_ok=True)
+        progress, of = cache / "progress.json", json.dumps([*base.fingerprints().values(), *map(str, paths)]).encode()
+        of, kept = hashlib.sha256(of).hexdigest(), json.loads(progress.read_text()) if progress.exists() else {}
+        start = kept.get("done", 0) if kept.get("of") == of else 0
+    for name, shape in shapes.items():
+        n = math.prod(shape)
+        numbers[name] = torch.from_file(str(cache / name), True, n) if progress else torch.empty(n)
+        numbers[name] = numbers[name].view(shape)
+    for i in tqdm(range(start, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):
+        part = slice(i, i + batch)
+        pictures = [open_rgb(path) for path in paths[part]]
+        x = torch.stack([to_square(picture, base.size) for picture in pictures]).to(base.device)  # B 3 S S
+        views = torch.stack([base.clip.preprocess(picture) for picture in pictures]).to(base.device)  # B 3 R R
+        for j, mirrored in enumerate((lambda x: x, lambda x: x.flip(-1))):
+            numbers["latents"][part, j] = base.autoencoder.encode(mirrored(x)).cpu()
+            numbers["embeddings"][part, j] = F.normalize(base.clip.encode_image(mirrored(views)), dim=-1).cpu()
+        for path, *own in zip(paths[part], *(x[part] for x in numbers.values())):
+            if not all(x.isfinite().all() for x in own):
+                raise ValueError(f"{path} becomes numbers that are not finite: are the weights damaged? ({base.name})")
+        if progress and (i // batch % SAVE_EVERY == SAVE_EVERY - 1 or i + batch >= len(paths)):
+            save(json.dumps({"of": of, "done": i + batch}), progress)
+    return numbers["latents"], numbers["embeddings"]
+
+
+@torch.no_grad()
+def embed_pictures(base: Base, x: Tensor, batch: int = 64) -> Tensor:
+    """Pictures (N 3 S S) uint8 -> unit CLIP embeddings (N D) on the CPU, through CLIP's own preprocessing."""
+    views = (torch.stack([base.clip.preprocess(to_pil_image(picture)) for picture in part]) for part in x.split(batch))
+    return F.normalize(torch.cat([base.clip.encode_image(view.to(base.device)).cpu() for view in views]), dim=-1)
+
+
+@torch.no_grad()
+def embed_texts(base: Base, texts: list[str]) -> Tensor:
+    """Prompts -> unit CLIP text embeddings (N D), on the CPU. ValueError for one that is longer than CLIP's context."""
+    tokens = base.tokenizer(texts, base.clip.context_length).to(base.device)
+    return F.normalize(base.clip.encode_text(tokens), dim=-1).cpu()
