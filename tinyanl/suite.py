@@ -135,12 +135,14 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
         figures, *_ = evaluate(run, x, (0.0,), count, steps, seed, judge if flowers else None, sets=("held out",))
         return {**row, **figures, "real are": "fresh" if flowers else "the set itself"}
 
-    def of_the_first(kind: str) -> object:
-        run, found = load_run(folder / "runs" / "data=flowers,tune=anl,seed=0", weights, device), scan(
-            folder / "fresh flowers", 64).pictures
-        if kind == "text":
-            return text_figures(run, found, judge, steps=steps)
-        return evaluate(run, pictures([p.path for p in found], run.base.size), MASK_RATES, n, steps, seed, judge)
+    def masks(run_folder: Path, sets: tuple[str, ...]) -> list[dict]:
+        run = load_run(run_folder, weights, device)
+        x = pictures([p.path for p in scan(folder / "fresh flowers", run.base.size).pictures], run.base.size)
+        return evaluate(run, x, MASK_RATES, n, steps, seed, judge, sets=sets)
+
+    def text(run_folder: Path) -> dict:
+        run = load_run(run_folder, weights, device)
+        return text_figures(run, scan(folder / "fresh flowers", run.base.size).pictures, judge, steps=steps)
 
     def learners() -> list[dict]:
         own = folder / "semi_supervised"
@@ -151,16 +153,19 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
     rates = {tune: best_rate(lambda lr: sweep(tune, lr)) for tune in TUNES}
     for cell, checkpoints in cells():
         name = " ".join(f"{key}={value}" for key, value in cell.items())
+        run_folder = folder / "runs" / name.replace(" ", ",")
         for done in checkpoints:
-            piece(f"{name} steps={done}", lambda: measured(cell, folder / "runs" / name.replace(" ", ","), done))
+            piece(f"{name} steps={done}", lambda: measured(cell, run_folder, done))
         if cell["tune"] == list(TUNES)[-1]:  # the last of a set
             runs = {tune: folder / "runs" / f"data={cell['data']},tune={tune},seed=0" for tune in TUNES}
             if not (folder / f"{cell['data']}.png").exists():
                 save(strips(runs), folder / f"{cell['data']}.png")
         if name == "data=flowers tune=anl seed=0":
-            piece("masks", lambda: of_the_first("masks"))
-            piece("text", lambda: of_the_first("text"))
-        if cell.get("uncentred"):  # the last ablation: what comes now only repeats, or tells of other sets
+            piece("masks", lambda: masks(run_folder, ("training", "held out")))
+            piece("text", lambda: text(run_folder))
+        for change in {"train_mask", "uncentred"} & cell.keys():
+            piece(f"masks {change}={cell[change]}", lambda: masks(run_folder, ("held out",)))
+        if "uncentred" in cell:  # the last ablation: what comes now only repeats, or tells of other sets
             piece("semi-supervised", learners)
     return results
 
