@@ -1,11 +1,15 @@
+from functools import partial
+
 import pytest
 
-from tinyanl import models
+from tinyanl import models, sample, train
 
 
 @pytest.fixture(autouse=True, scope="session")
-def float32():
-    """Tests compare exact numbers: float32 even where the CPU has bf16, but for processes that they start."""
+def exact_and_quick():
+    """Tests compare exact numbers: float32 even where the CPU has bf16. The grids that training draws take two steps,
+    as they are not what is tried. Neither holds in processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "half", lambda device: device.type == "cuda")
+        patch.setattr(train, "sample", partial(sample.sample, steps=2))
         yield

@@ -25,7 +25,6 @@ import signal
 import subprocess
 import sys
 import zlib
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,9 +50,8 @@ def base():
 
 @pytest.fixture(autouse=True)
 def quick(base, monkeypatch):
-    """The models are loaded once, and samples take two steps: neither is what is tried here."""
+    """The models are loaded once: that is not what is tried here."""
     monkeypatch.setattr(train, "load_base", lambda *args: base)
-    monkeypatch.setattr(train, "sample", partial(sample.sample, steps=2))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,6 @@ def finished(base, pictures, tmp_path_factory):
     """A run of ten steps that nothing happened to."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_base", lambda *args: base)
-        patch.setattr(train, "sample", partial(sample.sample, steps=2))
         return train.train(pictures, steps=10, out=tmp_path_factory.mktemp("runs") / "finished", **TINY)
 
 
