@@ -7,7 +7,7 @@ import pytest
 
 from tinyanl import flowers, suite as module
 from tinyanl.judge import Judge
-from tinyanl.suite import RATES, STEPS, best_rate, cells, main, suite
+from tinyanl.suite import FIRST, RATES, STEPS, best_rate, cells, main, suite
 from tinyanl.train import LEARNING_RATES
 from tinyanl.tune import TUNES
 
@@ -16,7 +16,7 @@ from commands import one_line
 
 def test_every_row_that_is_promised_is_a_cell():
     every = list(cells())
-    assert len(every) == 3 * 7 + 2 * 4 + 8 and len({str(cell) for cell, _ in every}) == len(every)
+    assert len(every) == 3 * 7 + 2 * 4 + 9 and len({str(cell) for cell, _ in every}) == len(every)
     for data in ("flowers", "faces", "vehicles"):
         assert {cell["tune"] for cell, steps in every if cell["data"] == data and steps == STEPS} == set(TUNES)
     for tune in ("anl", "attention", "all", "scratch"):
@@ -34,13 +34,12 @@ def test_the_best_rate_is_found_by_walking_downhill(best):
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A suite of one way to tune, two checkpoints, one ablation, a judge that knows nothing, and no learners."""
-    first = {"data": "flowers", "tune": "anl", "seed": 0}
     monkeypatch.setattr(module, "STEPS", (1, 2))
     monkeypatch.setattr(module, "MASK_RATES", (0.0,))
     monkeypatch.setattr(module, "RATES", (1e-3,))
     monkeypatch.setattr(module, "SWEEP_STEPS", 1)
     monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
-    monkeypatch.setattr(module, "cells", lambda: iter([(first, (1, 2)), ({**first, "uncentred": True}, (2,))]))
+    monkeypatch.setattr(module, "cells", lambda: iter([(FIRST, (1, 2)), ({**FIRST, "uncentred": True}, (2,))]))
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
     monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "in test_evaluate.py"})
     monkeypatch.setattr(module, "compare", lambda *args: [{"tried": "in test_augment.py"}])
