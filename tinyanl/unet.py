@@ -15,6 +15,7 @@ Copy this file alone: it needs torch and einops, nothing else of tinyanl. Usage:
     print(unet.sites, eps.shape)
 """
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -92,23 +93,17 @@ class CrossAttention(nn.Module):
         return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
-class GEGLU(nn.Module):
-    def __init__(self, channels: int, hidden: int):
-        super().__init__()
-        self.proj = nn.Linear(channels, 2 * hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
-
-
 class FeedForward(nn.Module):
+    """GEGLU: one half of a linear map gates the other, and a second map leads back."""
+
     def __init__(self, channels: int):
         super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels))
+        proj, back = nn.Linear(channels, 8 * channels), nn.Linear(4 * channels, channels)
+        self.net = nn.ModuleList([nn.ModuleDict({"proj": proj}), nn.Identity(), back])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        x, gate = self.net[0]["proj"](x).chunk(2, dim=-1)  # each B N 4C
+        return self.net[2](x * F.gelu(gate))
 
 
 class TransformerBlock(nn.Module):
@@ -146,22 +141,15 @@ class SpatialTransformer(nn.Module):
         return h + self.proj_out(rearrange(x, "b (h w) c -> b c h w", h=h.shape[2]))
 
 
-class Downsample(nn.Module):
+class Downsample(nn.Sequential):
     def __init__(self, channels: int):
-        super().__init__()
-        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-
-    def forward(self, h: Tensor, emb: Tensor, context: Tensor | None) -> Tensor:
-        return self.op(h)
+        super().__init__(OrderedDict(op=nn.Conv2d(channels, channels, 3, stride=2, padding=1)))
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.conv(F.interpolate(h, scale_factor=2, mode="nearest"))
+        super().__init__(OrderedDict(nearest=nn.Upsample(scale_factor=2),
+                                     conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class UNet(nn.Module):
@@ -177,8 +165,7 @@ class UNet(nn.Module):
         super().__init__()
         self.in_channels, self.channels, self.context_dim = in_channels, channels, context_dim
         self.checkpointing = False  # keep no activations inside a block, compute them again in the backward pass
-        time_dim = 4 * channels
-        self.sites: dict[str, int] = {}
+        time_dim, self.sites = 4 * channels, {}
 
         def attention_layer(c: int) -> nn.Module:
             width = head_channels or c
@@ -223,19 +210,18 @@ class UNet(nn.Module):
         extra = extra or (lambda site, h: h)
         emb = self.time_embed(time_embedding(t, self.channels))  # B E
 
-        def run(layers: nn.ModuleList, h: Tensor) -> Tensor:
-            for layer in layers:
-                h = layer(h, emb, context)
-            return h
-
         def block(site: str, layers: nn.ModuleList, h: Tensor) -> Tensor:
-            inside = lambda h: extra(site, run(layers, h))
+            def inside(h: Tensor) -> Tensor:
+                for layer in layers:
+                    h = layer(h, emb, context)
+                return extra(site, h)
+
             return checkpoint(inside, h, use_reentrant=False) if self.checkpointing else inside(h)
 
         skips = [self.input_blocks[0][0](z)]
         for i, layers in enumerate(self.input_blocks[1:], start=1):
-            site = f"in_{i}"
-            skips.append(block(site, layers, skips[-1]) if site in self.sites else run(layers, skips[-1]))
+            down = isinstance(layers[0], Downsample)
+            skips.append(layers[0](skips[-1]) if down else block(f"in_{i}", layers, skips[-1]))
         h = block("mid_0", self.middle_block[:2], skips[-1])
         h = block("mid_1", self.middle_block[2:], h)
         for i, layers in enumerate(self.output_blocks):
@@ -256,8 +242,8 @@ class UNet(nn.Module):
             raise ValueError(f"no LDM U-Net under {prefix!r}: the keys begin with {sorted(state)[:3]}")
         if any(k.startswith("model_ema.") for k in state):  # LitEma strips the dots from a parameter's name
             names = {k: "model_ema." + (prefix.removeprefix("model.") + k).replace(".", "") for k in own}
-            counters = {"model_ema.decay", "model_ema.num_updates"}
-            if surplus := {k for k in state if k.startswith("model_ema.")} - {*names.values()} - counters:
+            known = {*names.values(), "model_ema.decay", "model_ema.num_updates"}
+            if surplus := {k for k in state if k.startswith("model_ema.")} - known:
                 raise ValueError(f"averaged tensors that belong to no tensor of the U-Net: {sorted(surplus)[:3]}")
             own = {k: state[name] for k, name in names.items()}
         channels, in_channels = own["input_blocks.0.0.weight"].shape[:2]
