@@ -22,6 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+FID = "inception-2015-12-05-6726825d.pth"
+SIZES = {"bpe_simple_vocab_16e6.txt.gz": 1_356_917,
+         f"pt_{FID}": 95_628_359, f"weights-{FID}": 95_628_359}  # bytes, where they were published
+
 # Why reading is safe: unpickling calls only what find_class returns, and that is a fresh subclass of _Inert,
 # whatever the name: nothing is imported, no real function or class is in reach, torch's own included. _tensor
 # then builds tensors from these records and checks every number against the bytes that the file really holds.
@@ -127,8 +131,8 @@ def _state_dict(path: Path, top: object, read=None) -> dict[str, Tensor]:
 
 def unreadable(path: Path, why: str) -> ValueError:
     """The error for a file that a new download mends."""
-    return ValueError(f"{path} ({path.stat().st_size:,} bytes) {why}: download it again (links and sizes: "
-                      "python -m tinyanl.weights)")
+    size = f"{path.stat().st_size:,}" + (f" of {SIZES[path.name]:,}" if path.name in SIZES else "")
+    return ValueError(f"{path} ({size} bytes) {why}: download it again (links: python -m tinyanl.weights)")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Released weights: where they are, how they are licensed, and what a file turns out to be.
 
-Files are known by the tensors inside them, never by their names. Copy it together with checkpoint.py, which reads them.
+Files are known by the tensors inside them, never by their names. checkpoint.py reads them: copy both into one package.
 """
 import argparse
 import gzip
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .checkpoint import load_checkpoint, unreadable
+from .checkpoint import FID, SIZES, load_checkpoint, unreadable
 
 
 class File(NamedTuple):
@@ -28,7 +28,7 @@ class File(NamedTuple):
 
 
 LDM, CLIP = "https://ommer-lab.com/files/latent-diffusion/", "https://openaipublic.azureedge.net/clip/models/"
-GITHUB, FID = "https://github.com/", "inception-2015-12-05-6726825d.pth"
+GITHUB, MERGES = "https://github.com/", "bpe_simple_vocab_16e6.txt.gz"
 MIT, CLIP_MIT = "MIT (code; none stated for the weights)", "MIT; model card: any deployed use is out of scope"
 BASE, FIRST = "unet.UNet, autoencoder.Autoencoder", "autoencoder.Autoencoder (unzip first)"
 TABLE = (
@@ -41,10 +41,10 @@ TABLE = (
       for name, sha in (("ViT-B/32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"),
                         ("ViT-B/16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f"),
                         ("ViT-L/14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"))),
-    File("BPE merges", (GITHUB + "openai/CLIP/raw/main/clip/bpe_simple_vocab_16e6.txt.gz",), 1_356_917,
+    File("BPE merges", (f"{GITHUB}openai/CLIP/raw/main/clip/{MERGES}",), SIZES[MERGES],
          "924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a", "MIT", "tokenizer.Tokenizer"),
     File("FID Inception", (f"{GITHUB}mseitzer/pytorch-fid/releases/download/fid_weights/pt_{FID}",
-                           f"{GITHUB}toshas/torch-fidelity/releases/download/v0.2.0/weights-{FID}"), 95_628_359,
+                           f"{GITHUB}toshas/torch-fidelity/releases/download/v0.2.0/weights-{FID}"), SIZES[f"pt_{FID}"],
          "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2", "Apache-2.0 (code)", "metrics"))
 
 
@@ -128,8 +128,6 @@ def _clip(s: dict[str, tuple[int, ...]]) -> Found | None:
 def inspect(path: str | Path) -> tuple[Found, dict[str, Tensor]]:
     """What a file is, and its tensors: {} for BPE merges. Errors as in load_checkpoint."""
     path, lines = Path(path), []
-    sizes = [f.bytes for f in TABLE if f.bytes and path.name in [url.split("/")[-1] for url in f.urls]]
-    expected = f"; the whole file has {sizes[0]:,} bytes" if sizes else ""
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(2)
@@ -137,13 +135,10 @@ def inspect(path: str | Path) -> tuple[Found, dict[str, Tensor]]:
             with (gzip.open if start == b"\x1f\x8b" else open)(path, "rb") as file:
                 lines = file.read(1 << 23).splitlines() if b"#version" in file.readline(200) else []
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{unreadable(path, f'is cut off or damaged ({error})')}{expected}") from error
+            raise unreadable(path, f"is cut off or damaged ({error})") from error
     if lines and all(len(line.split()) == 2 for line in lines[:1000]):
         return Found(f"BPE merges, {len(lines):,} lines", ("merges",)), {}
-    try:
-        state = load_checkpoint(path)
-    except ValueError as error:
-        raise ValueError(f"{error}{expected}") from error
+    state = load_checkpoint(path)
     return identify(state), state
 
 
