@@ -54,7 +54,8 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     results = suite(small, n=32, steps=2)
     key = "data=flowers tune=anl seed=0 steps="
     assert list(results) == ["setup", "sweep tune=anl lr=0.001", f"{key}1", f"{key}2", "masks", "text",
-                             key.replace("steps", "uncentred=True steps") + "2", "masks uncentred=True", "semi-supervised"]
+                             key.replace("steps", "uncentred=True steps") + "2", "masks uncentred=True",
+                             "semi-supervised"]
     assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
     one = results.pop(f"{key}2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0

@@ -8,6 +8,7 @@ place of the paper's sets; seconds are those since the row before); a sweep of l
 curve; text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune. What stands
 in results.json is not made again: to repeat a row, delete it there and its folder in ./suite/runs. C checkpoints.
 """
+import functools
 import json
 import os
 import platform
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .data import open_rgb, scan, to_square
+from .data import Picture, open_rgb, scan, to_square
 from .evaluate import EACH, evaluate, text_figures
 from .flowers import write
 from .judge import pictures, train_judge
@@ -123,6 +124,11 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
 
         return piece(f"sweep tune={tune} lr={lr:g}", make)["held-out loss"]
 
+    @functools.cache  # read once for all rows
+    def real(name: str, size: int) -> tuple[list[Picture], torch.Tensor]:
+        found = scan(folder / name, size).pictures
+        return found, pictures([p.path for p in found], size)
+
     def measured(cell: dict, run_folder: Path, done: int) -> dict:
         own = {"lr": rates[cell["tune"]], **{name: value for name, value in cell.items() if name != "data"}}
         row = train_apart(folder / cell["data"], run_folder, done, **own, **base)
@@ -130,20 +136,19 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
         run, flowers = load_run(run_folder, weights, device), cell["data"] == "flowers"
         row["trainable"] = sum(x.numel() for x in load(run_folder / "adapter.pt", {"trained"})["trained"].values())
         # of faces and vehicles there are no more than the run has seen
-        real = scan(folder / ("fresh flowers" if flowers else cell["data"]), run.base.size).pictures
-        count = min(n, len(real) // EACH * EACH)
-        x = pictures([p.path for p in real[:count]], run.base.size)
-        figures, *_ = evaluate(run, x, (0.0,), count, steps, seed, judge if flowers else None, sets=("held out",))
+        _, x = real("fresh flowers" if flowers else cell["data"], run.base.size)
+        x = x[: min(n, len(x) // EACH * EACH)]
+        figures, *_ = evaluate(run, x, (0.0,), len(x), steps, seed, judge if flowers else None, sets=("held out",))
         return {**row, **figures, "real are": "fresh" if flowers else "the set itself"}
 
     def masks(run_folder: Path, sets: tuple[str, ...]) -> list[dict]:
         run = load_run(run_folder, weights, device)
-        x = pictures([p.path for p in scan(folder / "fresh flowers", run.base.size).pictures], run.base.size)
+        _, x = real("fresh flowers", run.base.size)
         return evaluate(run, x, MASK_RATES, n, steps, seed, judge, sets=sets)
 
     def text(run_folder: Path) -> dict:
         run = load_run(run_folder, weights, device)
-        return text_figures(run, scan(folder / "fresh flowers", run.base.size).pictures, judge, steps=steps)
+        return text_figures(run, real("fresh flowers", run.base.size)[0], judge, steps=steps)
 
     def learners() -> list[dict]:
         own = folder / "semi_supervised"
