@@ -318,6 +318,24 @@ def test_texts_and_pictures_give_unit_embeddings(base, flowers):
     assert_close(pictures.norm(dim=-1), torch.ones(1, 2))
 
 
+def test_captions_count_however_long_and_many_they_are(base, tmp_path):
+    """Training takes their mean alone, so a caption beyond CLIP's context is cut: nobody mends 200 of them by hand."""
+    texts = [f"a red rose {'with green leaves ' * i}" for i in range(12)]
+    lines = []
+    for i, text in enumerate(texts):
+        draw(i)[0].save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"file": f"{i}.png", "text": text}) + "\n")
+    (tmp_path / "metadata.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match="context"):
+        embed_texts(base, texts)
+    out = train(tmp_path, steps=1, batch=2, sample_every=9, out=tmp_path / "run", device="cpu")
+    kept = torch.load(out / "adapter.pt", weights_only=True)["mu_text"]
+    ids = split(12, 0)[0].tolist()
+    cut = [embed_texts(base, [texts[i]], cut=True) for i in ids]
+    assert_close(kept, torch.cat(cut).mean(0))
+    assert_close(embed_texts(base, texts, cut=True, batch=5)[ids], torch.cat(cut))
+
+
 def test_cached_latents_are_those_of_the_pictures_and_their_mirror_images(base, flowers):
     latents, _ = encode(base, [flowers / "0.png"])
     x = to_square(Image.open(flowers / "0.png"), 64)

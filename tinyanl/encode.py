@@ -64,7 +64,7 @@ def embed_pictures(base: Base, x: Tensor, batch: int = 64) -> Tensor:
 
 
 @torch.no_grad()
-def embed_texts(base: Base, texts: list[str]) -> Tensor:
-    """Prompts -> unit CLIP text embeddings (N D), on the CPU. ValueError for one that is longer than CLIP's context."""
-    tokens = base.tokenizer(texts, base.clip.context_length).to(base.device)
-    return F.normalize(base.clip.encode_text(tokens), dim=-1).cpu()
+def embed_texts(base: Base, texts: list[str], cut: bool = False, batch: int = 256) -> Tensor:
+    """Prompts -> unit CLIP text embeddings (N D), on the CPU. What exceeds CLIP's context is cut, or a ValueError."""
+    tokens = base.tokenizer(texts, base.clip.context_length, cut).to(base.device)
+    return F.normalize(torch.cat([base.clip.encode_text(part) for part in tokens.split(batch)]), dim=-1).cpu()

@@ -118,7 +118,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     mu = embeddings[train_ids].mean((0, 1)) * (not uncentred)
     captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
     statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
-                  "mu_text": embed_texts(base, captions or list(NEUTRAL)).mean(0) * (not uncentred)}
+                  "mu_text": embed_texts(base, captions or list(NEUTRAL), cut=True).mean(0) * (not uncentred)}
     if not statistics["sigma"] > 1e-6:
         raise ValueError(f"CLIP sees no difference between the pictures of {data}: give different ones")
     pictures = [str(picture.path.relative_to(data)) for picture in folder.pictures]
