@@ -245,8 +245,13 @@ def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, fl
     again = encode(base, paths, cache=tmp_path / "cache")  # none is read
     assert all(torch.equal(a, b) for a, b in zip(again, expected))
     assert len(read) == 15
+    os.utime(paths[3])  # another picture under an old name, for all that is known
+    encode(base, paths, cache=tmp_path / "cache")
+    assert len(read) == 15 + 12
     encode(base, paths[1:], cache=tmp_path / "cache")  # other pictures are
-    assert len(read) == 15 + 11
+    assert len(read) == 15 + 12 + 11
+    assert encode(base, paths, latents=False)[0] is None
+    assert_close(encode(base, paths, latents=False)[1], expected[1])
 
 
 def test_a_run_on_mapped_files_is_the_same(flowers, whole, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ from .schedule import ddim_timesteps
 def augment(run: Run, paths: list[Path], per_image: int = 8, mask_rate: float = 0.3, steps: int = 50,
             seed: int = 0) -> tuple[Tensor, Tensor]:
     """Pictures -> samples like each (N per_image 3 S S) uint8, and the pictures' unit CLIP embeddings (N D)."""
-    embeddings = encode(run.base, paths)[1][:, 0]                                             # N D
+    embeddings = encode(run.base, paths, latents=False)[1][:, 0]                              # N D
     cond = run.condition(embeddings).repeat_interleave(per_image, 0)                          # N*per_image D
     x = to_uint8(sample(run, cond, mask_rate, steps=steps, seed=seed))
     return x.unflatten(0, (len(paths), per_image)), embeddings
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
         x, sources = augment(run, paths, args.per_image, args.mask_rate, args.steps, args.seed)
         training, train_ids, _ = known(run)
-        trained_on = encode(run.base, [training[i].path for i in train_ids])[1]
+        trained_on = encode(run.base, [training[i].path for i in train_ids], latents=False)[1]
         ours = embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
         likeness = F.cosine_similarity(ours, sources[:, None], dim=-1)                        # N per_image
         copied = nearest_similarity(ours.flatten(0, 1), trained_on.flatten(0, 1)).view_as(likeness)

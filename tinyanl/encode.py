@@ -7,6 +7,7 @@ embedding width, S picture side, R CLIP's picture side.
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -25,16 +26,19 @@ NEUTRAL = ("", "a picture", "a photo", "a drawing")  # stand-ins for the average
 
 
 @torch.no_grad()
-def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Pictures, as they are and mirrored -> latents (N 2 C h w) and unit CLIP image embeddings (N 2 D), on the CPU.
-    Those of more than IN_MEMORY bytes become files in the folder `cache`, mapped into memory; when a call was stopped,
-    the next one for the same pictures and weights goes on."""
-    shapes = {"latents": (len(paths), 2, *base.latent_shape), "embeddings": (len(paths), 2, base.clip.dim)}
-    numbers, progress, start = {name: torch.empty(0) for name in shapes}, None, 0
+def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = None,
+           latents: bool = True) -> tuple[Tensor | None, Tensor]:
+    """Pictures, as they are and mirrored -> latents (N 2 C h w), if wanted, and unit CLIP image embeddings (N 2 D), on
+    the CPU. Those of more than IN_MEMORY bytes become files in the folder `cache`, mapped into memory; when a call was
+    stopped, the next one for the same pictures and weights goes on."""
+    shapes = {"latents": (len(paths), 2, *base.latent_shape)} if latents else {}
+    shapes["embeddings"], numbers, progress, start = (len(paths), 2, base.clip.dim), {}, None, 0
     if cache and 4 * sum(map(math.prod, shapes.values())) > IN_MEMORY:
         cache.mkdir(parents=True, exist_ok=True)
-        progress, of = cache / "progress.json", json.dumps([*base.fingerprints().values(), *map(str, paths)]).encode()
-        of, kept = hashlib.sha256(of).hexdigest(), json.loads(progress.read_text()) if progress.exists() else {}
+        files = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
+        of = hashlib.sha256(json.dumps([*base.fingerprints().values(), *files]).encode()).hexdigest()
+        progress = cache / "progress.json"
+        kept = json.loads(progress.read_text()) if progress.exists() else {}
         start = kept.get("done", 0) if kept.get("of") == of else 0
     for name, shape in shapes.items():
         n = math.prod(shape)
@@ -43,17 +47,22 @@ def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = 
     for i in tqdm(range(start, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):
         part = slice(i, i + batch)
         pictures = [open_rgb(path) for path in paths[part]]
-        x = torch.stack([to_square(picture, base.size) for picture in pictures]).to(base.device)  # B 3 S S
-        views = torch.stack([base.clip.preprocess(picture) for picture in pictures]).to(base.device)  # B 3 R R
-        for j, mirrored in enumerate((lambda x: x, lambda x: x.flip(-1))):
-            numbers["latents"][part, j] = base.autoencoder.encode(mirrored(x)).cpu()
-            numbers["embeddings"][part, j] = F.normalize(base.clip.encode_image(mirrored(views)), dim=-1).cpu()
+        x = torch.stack([base.clip.preprocess(picture) for picture in pictures]).to(base.device)  # B 3 R R
+        for j, view in enumerate((x, x.flip(-1))):
+            numbers["embeddings"][part, j] = F.normalize(base.clip.encode_image(view), dim=-1).cpu()
+        if latents:
+            x = torch.stack([to_square(picture, base.size) for picture in pictures]).to(base.device)  # B 3 S S
+            for j, view in enumerate((x, x.flip(-1))):
+                numbers["latents"][part, j] = base.autoencoder.encode(view).cpu()
         for path, *own in zip(paths[part], *(x[part] for x in numbers.values())):
             if not all(x.isfinite().all() for x in own):
                 raise ValueError(f"{path} becomes numbers that are not finite: are the weights damaged? ({base.name})")
         if progress and (i // batch % SAVE_EVERY == SAVE_EVERY - 1 or i + batch >= len(paths)):
+            for name in shapes:  # what is counted as done must be on the disk, should the power fail
+                with open(cache / name, "r+b") as file:
+                    os.fsync(file.fileno())
             save(json.dumps({"of": of, "done": i + batch}), progress)
-    return numbers["latents"], numbers["embeddings"]
+    return numbers.get("latents"), numbers["embeddings"]
 
 
 @torch.no_grad()

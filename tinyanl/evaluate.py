@@ -66,7 +66,7 @@ def evaluate(run: Run, real: Tensor, rates: tuple[float, ...] = (0.0,), n: int =
         raise ValueError(f"{n} samples against {len(real)} real pictures: a multiple of {EACH}, at least {2 * EACH}, "
                          "and no fewer real ones")
     found, train_ids, held_ids = known(run)
-    _, embeddings = encode(run.base, [p.path for p in found])                                 # P 2 D
+    _, embeddings = encode(run.base, [p.path for p in found], latents=False)                  # P 2 D
     training, theirs, rows = embeddings[train_ids].flatten(0, 1), look(run.base, real[:n], judge, network), []
     for name in sets:
         ids = train_ids if name == "training" else held_ids

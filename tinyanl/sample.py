@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.like:
             folder = scan(args.like, run.base.size)
             print(f"like: {describe(folder)}")
-            cond = run.condition(encode(run.base, [picture.path for picture in folder.pictures[: args.n]])[1][:, 0])
+            paths = [picture.path for picture in folder.pictures[: args.n]]
+            cond = run.condition(encode(run.base, paths, latents=False)[1][:, 0])
         elif args.text:
             cond = run.condition(embed_texts(run.base, args.text), text=True)
         else:
