@@ -44,6 +44,7 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, label
     assert "not empty" in one_line(augment.main, argv, capsys)
     assert "no classes" in one_line(augment.main, [*argv[:3], labelled / "a", *argv[4:5], tmp_path / "x"], capsys)
     assert "--mask-rate" in one_line(augment.main, [*argv, "--mask-rate", "2"], capsys)
+    assert "--seed" in one_line(augment.main, [*argv[:5], tmp_path / "x", "--seed", "-1"], capsys)
 
 
 def test_a_variation_is_a_masked_sample_of_its_picture(run_folder, labelled):

@@ -93,3 +93,22 @@ def test_the_command_prints_and_saves_the_table(run_folder, real, capsys, monkey
     assert len(rows) == 5 and said.count("held out") == 2 and "50.0% of real flowers" in said
     for argv in ([], ["--run", "x"], ["--run", "nowhere", "--real", "y"]):
         one_line(main, argv, capsys)
+    monkeypatch.setattr(module, "train_judge", None)  # nothing slow before what is wrong is said
+    asked = ["--run", run_folder, "--real", real]
+    assert "96 pictures, --n 112" in one_line(main, [*asked, "--n", "112"], capsys)
+    for mistake in (["--steps", "30"], ["--seed", "-1"], ["--n", "40"], ["--rates", "2"]):
+        assert mistake[0] in one_line(main, [*asked, *mistake], capsys) or mistake[0] == "--steps"
+
+
+def test_the_command_draws_its_real_pictures_from_all_classes(run_folder, real, tmp_path, monkeypatch):
+    """They are listed class by class: the first 32, or the next, would be of one class and no floor for the other."""
+    for i, picture in enumerate(scan(real, 64).pictures):
+        (tmp_path / "ab"[i // 48]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i // 48] / picture.path.name).write_bytes(picture.path.read_bytes())
+    seen = []
+    monkeypatch.setattr(module, "pictures", lambda paths, size: seen.extend(paths) or torch.zeros(64, 3, 64, 64))
+    monkeypatch.setattr(module, "evaluate", lambda run, real, *rest: [{}])
+    main(["--run", str(run_folder), "--real", str(tmp_path), "--n", "32"])
+    for part in seen[:32], seen[32:]:
+        assert len(part) == 32 and 6 < sum(path.parent.name == "a" for path in part) < 26
+    assert len(set(seen)) == 64

@@ -72,7 +72,7 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
 def test_what_stands_in_the_way_is_one_line(small, tmp_path_factory, capsys):
     shutil.rmtree(small / "faces")
     assert "families" in one_line(main, [small], capsys)
-    for argv in ([], [small, "--n", "40"], [small, "--steps", "0"], [small, "--seed", "-1"]):
+    for argv in ([], [small, "--n", "40"], [small, "--steps", "0"], [small, "--steps", "30"], [small, "--seed", "-1"]):
         one_line(main, argv, capsys)
 
 

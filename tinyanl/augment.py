@@ -20,8 +20,7 @@ from .encode import embed_pictures, encode
 from .metrics import nearest_similarity
 from .models import Run, known, load_run
 from .runs import command, save
-from .sample import sample, sampling_arguments, to_uint8
-from .schedule import ddim_timesteps
+from .sample import check_sampling, sample, sampling_arguments, to_uint8
 
 
 def augment(run: Run, paths: list[Path], per_image: int = 8, mask_rate: float = 0.3, steps: int = 50,
@@ -47,16 +46,16 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--per-image {args.per_image} must be at least 1, --mask-rate {args.mask_rate} in [0, 1]")
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
             raise FileExistsError(f"{args.out} is not empty: choose a new name")
-        ddim_timesteps(1000, args.steps)
+        check_sampling(args)
         args.out.mkdir(parents=True, exist_ok=True)
         run = load_run(args.run, args.weights, args.device)
+        training, train_ids, _ = known(run)
         folder = scan(args.data, run.base.size)
         if not folder.classes:
             raise ValueError(f"{args.data} has no classes: put the pictures of each into a sub-folder of its own")
         print(describe(folder))
         paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
         x, sources = augment(run, paths, args.per_image, args.mask_rate, args.steps, args.seed)
-        training, train_ids, _ = known(run)
         trained_on = encode(run.base, [training[i].path for i in train_ids], latents=False)[1]
         ours = embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
         likeness = F.cosine_similarity(ours, sources[:, None], dim=-1)                        # N per_image

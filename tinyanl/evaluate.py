@@ -21,8 +21,7 @@ from .metrics import (diversity, frechet_distance, inception, inception_score, n
                       retrieval)
 from .models import Base, Run, generator, known, load_run
 from .runs import command, save
-from .sample import sample, sampling_arguments, to_uint8
-from .schedule import ddim_timesteps
+from .sample import check_sampling, sample, sampling_arguments, to_uint8
 from .weights import inspect
 
 EACH = 16  # samples of a condition
@@ -119,12 +118,15 @@ def main(argv: list[str] | None = None) -> None:
     sampling_arguments(p)
     args = p.parse_args(argv)
     try:
-        ddim_timesteps(1000, args.steps)
-        if not all(0 <= rate <= 1 for rate in args.rates) or args.n % EACH or args.n < 2 * EACH or args.seed < 0:
+        check_sampling(args)
+        if not all(0 <= rate <= 1 for rate in args.rates) or args.n % EACH or args.n < 2 * EACH:
             raise ValueError(f"--rates {args.rates} must be in [0, 1], --n {args.n} a multiple of {EACH}, at least "
-                             f"{2 * EACH}, --seed {args.seed} not negative")
+                             f"{2 * EACH}")
         run = load_run(args.run, args.weights, args.device)
         found = scan(args.real, run.base.size).pictures
+        if len(found) < args.n:
+            raise ValueError(f"{args.real} has {len(found)} pictures, --n {args.n} needs as many: give more, or less")
+        found = [found[i] for i in torch.randperm(len(found), generator=generator(0, 0))[: 2 * args.n]]  # not by class
         network = None
         if args.inception:
             kind, state = inspect(args.inception)

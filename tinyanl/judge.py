@@ -44,7 +44,7 @@ class Judge(nn.Module):
 
 def pictures(paths: list[Path], size: int) -> Tensor:
     """Picture files -> (N 3 S S) uint8."""
-    return to_uint8(torch.stack([to_square(open_rgb(path), size) for path in tqdm(paths, "reading", leave=False)]))
+    return torch.stack([to_uint8(to_square(open_rgb(path), size)) for path in tqdm(paths, "reading", leave=False)])
 
 
 def train_judge(folder: Path, n: int = 6000, epochs: int = 12, size: int = 64) -> tuple[Judge, float]:

@@ -78,6 +78,13 @@ def sampling_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
 
 
+def check_sampling(args: argparse.Namespace) -> None:
+    """ValueError for steps or a seed that cannot be, before anything is loaded."""
+    ddim_timesteps(len(ldm_alpha_bar()), args.steps)
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed {args.seed} must be between 0 and {2**63 - 1}")
+
+
 def main(argv: list[str] | None = None) -> None:
     p = command("sample", __doc__)
     p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
@@ -91,14 +98,13 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
     args = p.parse_args(argv)
     try:
-        if not 0 <= args.mask_rate <= 1 or not math.isfinite(args.guidance) or not 0 <= args.seed < 2**63:
-            raise ValueError(f"--mask-rate {args.mask_rate} must be between 0 and 1, --guidance {args.guidance} and "
-                             f"--seed {args.seed} finite, the seed not negative")
+        check_sampling(args)
+        if not 0 <= args.mask_rate <= 1 or not math.isfinite(args.guidance):
+            raise ValueError(f"--mask-rate {args.mask_rate} must be between 0 and 1, --guidance {args.guidance} finite")
         if args.n < len(args.text or [0]):
             raise ValueError(f"--n {args.n}: at least 1, and one for each prompt")
         if not all(text.strip() for text in args.text or []):
             raise ValueError('an empty prompt: leave --text out for unconditional pictures')
-        ddim_timesteps(len(ldm_alpha_bar()), args.steps)
         numbered = (args.run / f"drawn_{i:03d}" for i in itertools.count())
         out = args.out or next(folder for folder in numbered if not folder.exists())  # earlier pictures stay
         if out.exists() and (not out.is_dir() or any(out.iterdir())):

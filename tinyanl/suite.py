@@ -29,7 +29,7 @@ from .flowers import write
 from .judge import pictures, train_judge
 from .models import known, load_run
 from .runs import command, load, save
-from .sample import filmstrip, sampling_arguments, to_uint8
+from .sample import check_sampling, filmstrip, sampling_arguments, to_uint8
 from .semi_supervised import compare, draw_sets
 from .tune import TUNES
 
@@ -185,9 +185,9 @@ def main(argv: list[str] | None = None) -> None:
     p.set_defaults(steps=20)
     args = p.parse_args(argv)
     try:
-        if args.n % EACH or args.n < 2 * EACH or args.seed < 0 or args.steps < 1:
-            raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}; --seed {args.seed} not "
-                             f"negative, --steps {args.steps} at least 1")
+        check_sampling(args)
+        if args.n % EACH or args.n < 2 * EACH:
+            raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}")
         suite(args.folder, args.n, args.steps, args.seed, args.weights, args.device)
         print(args.folder / "results.json")
     except (ValueError, OSError) as error:
