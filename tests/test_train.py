@@ -72,7 +72,8 @@ def test_half_precision_is_close_and_the_device_decides_on_it(base, monkeypatch)
         assert quick.dtype == torch.float32 and 1e-5 < (quick - exact).norm() / exact.norm() < 0.03
     for native in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
-        assert half(torch.device("cpu")) is native and half(torch.device("cuda")) and not half(torch.device("mps"))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+        assert half(torch.device("cpu")) is native is half(torch.device("cuda")) and not half(torch.device("mps"))
 
 
 def test_base_is_frozen_in_eval_mode_and_float32(base):
