@@ -3,7 +3,7 @@
     python -m tinyanl.benchmark --vs-diffusers                          the embedded shape, on CPU or GPU
     python -m tinyanl.benchmark --shape cin256-v2 --compile --vs-diffusers
 
-Weights are random: they do not change the speed. A training step is what train.py does to a batch of cached latents; a
+Weights are random: they do not change the speed. A training step is train.py's on cached latents, less the average; a
 sample is 50 network evaluations of our DDIM, without the first stage. Times are medians over rounds in which everyone
 runs once. Where the device has bf16, all run in its autocast (on CUDA diffusers samples with bf16 weights). The memory
 is what one contestant needed at most, its weights included. B batch, D condition.
@@ -39,7 +39,7 @@ def ours(shape: str, tune: str, device: torch.device) -> Contestant:
     clip, null = SimpleNamespace(dim=width), torch.zeros(1, 1, width, device=device)
     base = Base(unet, None, clip, None, null, 0, device, shape, half(device))
     model = tunable(base, tune).to(device)
-    changing = [p for name, p in trained(model).items() if tune == "anl" or not DEAD.search(name)]
+    changing = [p for name, p in trained(model).items() if not DEAD.search(name)]
     return Run(base, model, torch.zeros(width), torch.zeros(width), 1.0, {}, []).bind, changing
 
 
@@ -84,7 +84,7 @@ def sampling(contestant: Contestant, z: Tensor, cond: Tensor, steps: int, compil
 
 
 def seconds(step: Callable[[], object], device: torch.device) -> float:
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait = getattr(torch, device.type).synchronize
     wait()
     begin = time.perf_counter()
     step()
@@ -98,6 +98,8 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
     ratio to diffusers doing the same; for ANL, which it has not, to it training its attention blocks."""
     device, (side, sizes) = pick_device(device), SHAPES[shape]
     cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.set_device(device)  # which synchronize and the counters of memory look at
     evaluations, n = (EVALUATIONS, 8192) if cuda else (2, 2048)
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half(device) else torch.float32)
     most = 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(6))
