@@ -128,6 +128,12 @@ def test_latents_keep_their_type(dtype):
         assert all(z.dtype == z0.dtype == dtype for _, z, z0 in sampler)
 
 
+@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
+def test_more_noise_than_a_step_leaves_room_for_is_refused(eta):
+    with pytest.raises(ValueError, match="eta="):
+        next(ddim(lambda z, t: z, torch.zeros(1, 3, 4, 4), ldm_alpha_bar(), 20, eta))
+
+
 def test_samplers_build_no_graph():
     weight = torch.ones(1, requires_grad=True)
     *_, (_, z, _) = ddim(lambda z, t: z * weight, noise(), ldm_alpha_bar(), 2)

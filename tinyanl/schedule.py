@@ -73,7 +73,9 @@ def ddim(model: Denoiser, z: Tensor, alpha_bar: Tensor, steps: int, eta: float =
          generator: torch.Generator | None = None) -> Iterator[Step]:
     """DDIM eq. (12) from noise z (B C H W); eta = 0 is deterministic, eta = 1 has DDPM's variance, eq. (16).
 
-    The last step goes to alpha_bar[0], not to 1, as released."""
+    The last step goes to alpha_bar[0], not to 1, as released. ValueError for eta outside [0, 1]."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta} is not between 0 and 1, where the noise of a step is at most what is left of it")
     times = ddim_timesteps(len(alpha_bar), steps).tolist()
     alpha_bar = alpha_bar.tolist()
     for t, t_prev in zip(reversed(times), reversed([0] + times[:-1])):
