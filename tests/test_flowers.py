@@ -103,7 +103,7 @@ def test_write_makes_pictures_and_captions_and_seeds_share_no_flower(tmp_path):
     assert len(written) == len(set(written)) == 14
 
 
-def test_write_does_not_touch_a_folder_with_files_and_takes_an_empty_one(tmp_path):
+def test_write_does_not_touch_a_folder_with_files_and_takes_an_empty_one(tmp_path, monkeypatch):
     write(tmp_path, n=1, size=16)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match="not empty"):
@@ -111,6 +111,10 @@ def test_write_does_not_touch_a_folder_with_files_and_takes_an_empty_one(tmp_pat
     with pytest.raises(FileExistsError):
         write(tmp_path / "00000.png", n=1)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # a folder that is replaced under the user's feet
+    with pytest.raises(FileExistsError, match="where you are"):
+        write(".", n=1)
 
 
 @pytest.mark.parametrize("arguments", [["--n", "0"], ["--size", "8"]])

@@ -179,8 +179,8 @@ def draw(seed: int, size: int = 64) -> tuple[Image.Image, str]:
 
 def save(folder: Path, pictures: Iterable[tuple[Image.Image, dict]], n: int) -> None:
     """Save pictures, of which there are n, and metadata.jsonl. FileExistsError if the folder is not empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is not empty or no folder: choose a new name, or move it away first")
+    if folder.resolve() == Path.cwd() or folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is not empty, no folder, or where you are: choose a new name")
     part, lines = folder.with_name(f"{folder.name}.part"), []  # so that a folder is whole or not there
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
