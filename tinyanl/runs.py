@@ -46,13 +46,13 @@ def peak_megabytes(device: torch.device) -> float | None:
 
 
 def join_processes() -> tuple[int, int]:
-    """This process's number and how many there are: of torchrun's group, which is joined, a GPU for each; or 0 and 1.
-    Others than 0 say nothing."""
+    """Rank and number of processes: torchrun's, after joining its group, a GPU for each; else 0 and 1. Ranks above 0
+    print nothing."""
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     if world > 1 and not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group()  # nccl for what is on GPUs, gloo for the rest
         sys.stdout = sys.stdout if rank == 0 else open(os.devnull, "w")
     return rank, world
 
