@@ -30,10 +30,10 @@ def mask_condition(cond: Tensor, rate: float | Tensor, generator: torch.Generato
     """Each coordinate of cond (B D) becomes 0 with probability `rate` in [0, 1], one number or (B 1).
 
     Raises ValueError for a rate outside [0, 1]. The mask is drawn where the generator lives."""
-    rate = torch.as_tensor(rate, device="cpu")
+    rate = torch.as_tensor(rate, device=generator.device if generator else "cpu")
     if not ((rate >= 0) & (rate <= 1)).all():
         raise ValueError(f"mask rate {rate.tolist()} is not between 0 and 1")
-    keep = torch.rand(cond.shape, generator=generator, device=generator.device if generator else "cpu") >= rate
+    keep = torch.rand(cond.shape, generator=generator, device=rate.device) >= rate
     return cond * keep.to(cond.device)  # rand is in [0, 1): rate 0 keeps all, rate 1 none
 
 
