@@ -24,7 +24,7 @@ from torch import Tensor
 
 FID = "inception-2015-12-05-6726825d.pth"
 SIZES = {"bpe_simple_vocab_16e6.txt.gz": 1_356_917,
-         f"pt_{FID}": 95_628_359, f"weights-{FID}": 95_628_359}  # bytes, where they were published
+         f"pt_{FID}": 95_628_359, f"weights-{FID}": 95_628_359}  # bytes, of files whose size was published
 
 # Why reading is safe: unpickling calls only what find_class returns, and that is a fresh subclass of _Inert,
 # whatever the name: nothing is imported, no real function or class is in reach, torch's own included. _tensor
@@ -130,7 +130,7 @@ def _state_dict(path: Path, top: object, read=None) -> dict[str, Tensor]:
 
 
 def unreadable(path: Path, why: str) -> ValueError:
-    """The error for a file that a new download mends."""
+    """The error for a file that should be downloaded again."""
     size = f"{path.stat().st_size:,}" + (f" of {SIZES[path.name]:,}" if path.name in SIZES else "")
     return ValueError(f"{path} ({size} bytes) {why}: download it again (links: python -m tinyanl.weights)")
 
@@ -161,6 +161,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise unreadable(path, f"is cut off, damaged or unsafe ({error!r:.200})") from error
     for start, what in ((b"version https://git-lfs", "is a Git LFS pointer: `git lfs pull`, or else"),
                         (b"<", "is a web page saved as a file"), (b"\x1f\x8b", "is gzipped, no checkpoint"),
-                        (b"", f"is no checkpoint, it starts with {head[:40]!r}" if head else "is empty")):
+                        (b"", f"is no checkpoint, it starts with {head[:40]!r}: move it elsewhere, or else" if head
+                         else "is empty")):
         if head.lstrip().startswith(start):
             raise unreadable(path, what)

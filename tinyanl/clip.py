@@ -87,7 +87,7 @@ def transformer(width: int, layers: int, causal: bool) -> nn.Sequential:
 
 
 class VisionTransformer(nn.Module):
-    """ViT: (B 3 R R) -> (B D). A class token in front of the patches gathers what is said of the image."""
+    """ViT: (B 3 R R) -> (B D). A class token, put in front of the patches, collects the summary."""
 
     def __init__(self, resolution: int, patch: int, width: int, layers: int, dim: int):
         super().__init__()

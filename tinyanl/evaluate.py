@@ -3,10 +3,10 @@
     python -m tinyanl.flowers ./fresh --n 1024 --seed 1
     python -m tinyanl.evaluate --run runs/flowers --real ./fresh --rates 0 0.3 0.7
 
-CLIP judges what it has itself conditioned (FD_clip), which is too kind; drawn flowers are also judged by a network that
-has seen 6,000 others with their kinds and colours (`Judge`), and no part of the model. Conditions come from the
-training pictures, which invite copies, and from those held out, 16 samples each. The last row is the floor: real
-pictures against other real ones. N samples, S picture side, D features.
+FD_clip is judged by the CLIP that conditioned the samples, which flatters them. Drawn flowers are also judged by a
+network that shares nothing with the model (`Judge`), trained on 6,000 other flowers by kind and colour. Conditions come
+from the training pictures, which invite copies, and from those held out, 16 samples each. The last row is the floor:
+real pictures against other real ones. N samples, S picture side, D features.
 """
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""A judge of drawn flowers that is no part of the model: a small network that has seen other flowers with their kinds
-and colours. N samples, S picture side.
+"""A judge of drawn flowers that shares nothing with the model: a small network trained on other flowers, labelled by
+kind and colour. N samples, S picture side.
 """
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +56,7 @@ def train_judge(folder: Path, n: int = 6000, epochs: int = 12, size: int = 64) -
     if not path.exists():
         found = scan(folder / "flowers", size).pictures
         x, y = pictures([p.path for p in found], size), torch.tensor([class_of(p.text) for p in found])
-        optimizer, steps = torch.optim.AdamW(judge.parameters(), 2e-3), epochs * (n // 128)
+        optimizer, steps = torch.optim.AdamW(judge.parameters()), epochs * (n // 128)
         cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
         for step in tqdm(range(steps), "training the judge"):
             g = generator(0, step)

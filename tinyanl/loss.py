@@ -1,4 +1,4 @@
-"""The loss that training minimises, the batches it is taken over, and its gradients: all of one step but the update.
+"""One training step without the update: the batch, the loss and its gradients.
 
 A batch is drawn on the CPU from (seed, step) alone, so a resumed run needs no saved random states, and every process of
 torchrun draws the same one and takes its part. N pictures, B batch, C h w latent, D CLIP embedding width.
@@ -20,7 +20,7 @@ COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 an
 
 
 def held_out_batch(latents: Tensor, cond: Tensor, ids: Tensor, size: int = 64) -> tuple[Tensor, ...]:
-    """Always the same pictures, spread timesteps and noise: the held-out curve is the model's, not the dice's.
+    """The same pictures, evenly spread timesteps and noise every time: the curve shows the model, not the draw.
     latents (N 2 C h w), cond (N 2 D), ids of the pictures to use."""
     i = ids[torch.arange(size) % len(ids)]
     eps = torch.randn(size, *latents.shape[2:], generator=torch.Generator().manual_seed(0))
@@ -61,7 +61,7 @@ class Loss(nn.Module):
 
 def gradients(loss_of: nn.Module, drawn: tuple[Tensor, ...], accumulate: int = 1, rank: int = 0,
               world: int = 1) -> Tensor:
-    """Add the gradients of the mean loss over a batch, which is computed in parts -> the mean over this process's."""
+    """Accumulate the gradients of a batch's mean loss, computed in parts -> the mean over this process's parts."""
     total, parts = 0.0, accumulate * world
     for part in range(rank, parts, world):
         last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients

@@ -7,8 +7,8 @@
     precision, recall                                                share of samples inside the other set's k-nearest-
                                                                      neighbour balls (Kynkaanniemi et al. 2019)
 
-FID is the distance on the features of `inception` with the released weights; on any other it goes by their name. It
-falls with the number of samples, so numbers compare at equal counts alone. B pictures, N M samples, D features.
+On the features of `inception` with the released weights the distance is FID; others are named after theirs (FD_clip).
+It falls as samples are added: compare only figures from equally many. B pictures, N M samples, D features.
 
 Copy this file alone: it needs torch and torchvision, nothing else of tinyanl. Usage:
 
@@ -121,6 +121,6 @@ def inception(state: dict[str, Tensor]) -> Callable[[Tensor], tuple[Tensor, Tens
 
     def features(x: Tensor) -> tuple[Tensor, Tensor]:
         out = net(F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False))    # B 2048
-        return out, out @ weight.T.to(out.device)
+        return out, out @ weight.T
 
     return features

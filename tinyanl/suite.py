@@ -5,8 +5,8 @@
 
 ./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px flowers, faces, vehicles in
 place of the paper's sets; seconds are those since the row before); a sweep of learning rates; ablations; the mask
-curve; text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune. What stands
-in results.json is not made again: to repeat a row, delete it there and its folder in ./suite/runs. C checkpoints.
+curve; text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune. What is
+in results.json is not computed again: to repeat a row, delete it there and its folder in ./suite/runs. C checkpoints.
 """
 import functools
 import json

@@ -93,8 +93,8 @@ class Tokenizer:
 
     @classmethod
     def learn(cls, texts: list[str], n: int, path: Path) -> "Tokenizer":
-        """Learn up to n merges from texts and write them to `path`, gzipped: ever the most frequent pair of neighbours,
-        algorithm 1 of Sennrich et al."""
+        """Learn up to n merges from texts and write them to `path`, gzipped: always the most frequent pair of
+        neighbours, algorithm 1 of Sennrich et al."""
         counts = Counter(word for text in texts for word in WORD.findall(clean(text)))
         words, merges = {word: spell(word) for word in counts}, []
         while len(merges) < n:
@@ -104,7 +104,7 @@ class Tokenizer:
                     pairs[pair] += counts[word]
             if not pairs:
                 break
-            merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # of equals, the last in the alphabet
+            merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # ties: the alphabetically last
             words = {word: join(symbols, merges[-1]) for word, symbols in words.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ["#version: learned by tinyanl", *map(" ".join, merges), ""]

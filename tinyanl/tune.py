@@ -16,10 +16,10 @@ TUNES: dict[str, tuple[Callable[[str, float], object], bool]] = {
     "anl": (lambda name, depth: False, False),  # the U-Net stays as it is: ANLs at its sites are trained
     "attention": (lambda name, depth: re.match(r"\w+_blocks?\.(\d+\.)?1\.(norm|proj|transformer)", name), True),
     "all": (lambda name, depth: True, True),
-    "scratch": (lambda name, depth: True, True),  # as all, from fresh weights
+    "scratch": (lambda name, depth: True, True),  # all, from torch's fresh weights: LDM itself zeroes some layers
     "deep": (lambda name, depth: depth > 0.5, True),  # the low-resolution half, and the other one: which parts are
     "shallow": (lambda name, depth: depth <= 0.5, True),  # transferable? (after Zhao et al. 2020)
-    "uncond": (lambda name, depth: re.search(r"\.(attn1|ff|norm1|norm3)\.", name), False)}  # known second-hand
+    "uncond": (lambda name, depth: re.search(r"\.(attn1|ff|norm1|norm3)\.", name), False)}  # self-attention, mapping
 DEAD = re.compile(r"\.(attn2\.to_[qk]|norm2)\.")  # over one context token, softmax is 1 whatever query and key are
 
 

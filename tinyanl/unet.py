@@ -164,7 +164,7 @@ class UNet(nn.Module):
                  context_dim: int | None = 512, head_channels: int | None = None):
         super().__init__()
         self.in_channels, self.channels, self.context_dim = in_channels, channels, context_dim
-        self.checkpointing = False  # keep no activations inside a block, compute them again in the backward pass
+        self.checkpointing = False  # keep no activations inside a block, recompute them in the backward pass
         time_dim, self.sites = 4 * channels, {}
 
         def attention_layer(c: int) -> nn.Module:
