@@ -161,7 +161,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise unreadable(path, f"is cut off, damaged or unsafe ({error!r:.200})") from error
     for start, what in ((b"version https://git-lfs", "is a Git LFS pointer: `git lfs pull`, or else"),
                         (b"<", "is a web page saved as a file"), (b"\x1f\x8b", "is gzipped, no checkpoint"),
-                        (b"", f"is no checkpoint, it starts with {head[:40]!r}: move it elsewhere, or else" if head
+                        (b"", f"is no checkpoint, it starts with {head[:16]!r}: move it elsewhere, or else" if head
                          else "is empty")):
         if head.lstrip().startswith(start):
             raise unreadable(path, what)
