@@ -176,6 +176,15 @@ def test_half_precision_files_become_float32_and_foreign_ones_are_errors():
         small_unet()(torch.randn(1, 3, 8, 8), torch.tensor([5]))
 
 
+@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)])
+def test_it_computes_in_the_type_it_is_cast_to(dtype, bound):
+    torch.manual_seed(0)
+    unet, z, t, context = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([5, 900]), torch.randn(2, 1, 16)
+    with torch.no_grad():
+        exact, cast = unet(z, t, context), unet.to(dtype)(z.to(dtype), t, context.to(dtype))
+    assert cast.dtype == dtype and relative_error(cast.float(), exact) < bound
+
+
 def sense_of_time(block: ResBlock, h, early, late):
     """Relative change of a block's residual between two time embeddings, at the same h."""
     a, b = (block(h, emb, None) - block.skip_connection(h) for emb in (early, late))

@@ -208,7 +208,7 @@ class UNet(nn.Module):
             has = "no context was given" if context is None else "a context was given"
             raise ValueError(f"{has}, but context_dim={self.context_dim}")
         extra = extra or (lambda site, h: h)
-        emb = self.time_embed(time_embedding(t, self.channels))  # B E
+        emb = self.time_embed(time_embedding(t, self.channels).to(self.time_embed[0].weight))  # B E
 
         def block(site: str, layers: nn.ModuleList, h: Tensor) -> Tensor:
             def inside(h: Tensor) -> Tensor:
