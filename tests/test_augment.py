@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tinyanl import augment, flowers, semi_supervised, train
-from tinyanl.data import scan
+from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.models import load_run
 from tinyanl.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
 
@@ -29,7 +29,10 @@ def labelled(tmp_path_factory):
     return folder
 
 
-def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, labelled, tmp_path, capsys):
+@pytest.mark.parametrize("part", [32, 3])  # in one part, and in two
+def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, labelled, tmp_path, capsys, monkeypatch,
+                                                               part):
+    monkeypatch.setattr(augment, "PART", part)
     out = tmp_path / "more"
     argv = ["--run", run_folder, "--data", labelled, "--out", out, "--per-image", "3", "--steps", "2"]
     augment.main([str(word) for word in argv])
@@ -38,6 +41,12 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, label
     rows = json.loads((out / "augment.json").read_text())["pictures"]
     assert {row["file"] for row in rows} == {str(p.path.relative_to(out)) for p in made.pictures}
     assert all(row["file"][0] == row["of"].removeprefix(f"{labelled}/")[0] for row in rows)  # the class folder
+    made = torch.stack([to_square(open_rgb(out / row["file"]), 64) for row in rows])
+    ours = load_run(run_folder, device="cpu").base.clip.embed(made)
+    given = load_run(run_folder, device="cpu").base.clip.embed(
+        torch.stack([to_square(open_rgb(row["of"]), 64) for row in rows]))
+    expected = torch.nn.functional.cosine_similarity(ours, given).tolist()
+    assert [row["like it"] for row in rows] == pytest.approx(expected, abs=5e-3)
     names = "like it", "like another class", "like a training picture"
     assert all(-1 <= row[name] <= 1.0001 for row in rows for name in names)
     assert "12 pictures" in capsys.readouterr().out

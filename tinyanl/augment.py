@@ -22,6 +22,8 @@ from .models import Run, known, load_run
 from .runs import command, save
 from .sample import check_sampling, sample, sampling_arguments, to_uint8
 
+PART = 32  # pictures whose variations are painted and saved together
+
 
 def augment(run: Run, paths: list[Path], per_image: int = 8, mask_rate: float = 0.3, steps: int = 50,
             seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -55,20 +57,25 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"{args.data} has no classes: put the pictures of each into a sub-folder of its own")
         print(describe(folder))
         paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
-        x, sources = augment(run, paths, args.per_image, args.mask_rate, args.steps, args.seed)
+        rows, ours, sources = [], [], []
+        for start in range(0, len(paths), PART):
+            x, own = augment(run, paths[start : start + PART], args.per_image, args.mask_rate, args.steps,
+                             args.seed + start)
+            for i, pictures in enumerate(x, start):
+                (args.out / (name := folder.classes[labels[i]])).mkdir(parents=True, exist_ok=True)
+                for j, picture in enumerate(pictures):
+                    file = Path(name, f"{i:05d}_like_{paths[i].stem[:40]}_{j}.png")
+                    to_pil_image(picture).save(args.out / file)
+                    rows.append({"file": str(file), "of": str(paths[i])})
+            ours.append(embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+            sources.append(own)
+        ours, sources = torch.cat(ours), torch.cat(sources)                                   # N per_image D, N D
         trained_on = encode(run.base, [training[i].path for i in train_ids], latents=False)[1]
-        ours = embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])                     # N per_image D
         likeness = F.cosine_similarity(ours, sources[:, None], dim=-1)                        # N per_image
         copied = nearest_similarity(ours.flatten(0, 1), trained_on.flatten(0, 1)).view_as(likeness)
         other = torch.stack([nearest_similarity(own, sources[labels != label]) for own, label in zip(ours, labels)])
-        rows = []
-        for i, (path, label) in enumerate(zip(paths, labels.tolist())):
-            (args.out / folder.classes[label]).mkdir(parents=True, exist_ok=True)
-            for j in range(args.per_image):
-                file = Path(folder.classes[label], f"{i:05d}_like_{path.stem[:40]}_{j}.png")
-                to_pil_image(x[i, j]).save(args.out / file)
-                rows.append({"file": str(file), "of": str(path), "like it": likeness[i, j].item(), "like another class":
-                             other[i, j].item(), "like a training picture": copied[i, j].item()})
+        for row, *cosines in zip(rows, *(x.flatten().tolist() for x in (likeness, other, copied))):
+            row.update(zip(("like it", "like another class", "like a training picture"), cosines))
         setup = {"run": str(args.run), "mask rate": args.mask_rate, "DDIM steps": args.steps, "seed": args.seed}
         save(json.dumps({**setup, "pictures": rows}, indent=1), args.out / "augment.json")
         strayed = (other > likeness).float().mean()
