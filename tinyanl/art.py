@@ -1,9 +1,8 @@
 """Pictures to pretrain on: cut-outs that look different at every look, and captions that say what is seen.
 
 A folder's metadata.jsonl names them (data.py), each with "text" or else the "label" of a thing, and maybe "tags",
-"style" and "subgroup". `composite` turns and scales cut-outs on a new background; `say` gives a caption with some of
-what is known of a picture, and a description with all of it: captions that hold for another picture too are no
-negatives. B batch, S picture side.
+"style" and "subgroup". `composite` lays cut-outs, turned and scaled, on new backgrounds; `say` gives a caption of some
+that is known, and one of all: captions true of another picture too are no negatives. B batch, S picture side.
 """
 import math
 import random

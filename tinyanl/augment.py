@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> None:
         paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
         rows, ours, sources = [], [], []
         for start in range(0, len(paths), PART):
-            x, own = augment(run, paths[start : start + PART], args.per_image, args.mask_rate, args.steps,
-                             args.seed + start)
+            part, seed = paths[start : start + PART], args.seed + start
+            x, own = augment(run, part, args.per_image, args.mask_rate, args.steps, seed)
             for i, pictures in enumerate(x, start):
                 (args.out / (name := folder.classes[labels[i]])).mkdir(parents=True, exist_ok=True)
                 for j, picture in enumerate(pictures):

@@ -177,8 +177,7 @@ class CLIP(nn.Module):
     def encode_image(self, x: Tensor) -> Tensor:
         """Preprocessed images (B 3 R R) -> embeddings (B D). ValueError for another size."""
         if x.shape[1:] != (3, self.resolution, self.resolution):
-            raise ValueError(f"images {tuple(x.shape)} are not (B, 3, {self.resolution}, {self.resolution}): "
-                             "use .preprocess")
+            raise ValueError(f"{tuple(x.shape)} is not (B, 3, {self.resolution}, {self.resolution}): .preprocess")
         return self.visual(x)
 
     def encode_text(self, tokens: Tensor) -> Tensor:

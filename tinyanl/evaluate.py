@@ -120,8 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_sampling(args)
         if not all(0 <= rate <= 1 for rate in args.rates) or args.n % EACH or args.n < 2 * EACH:
-            raise ValueError(f"--rates {args.rates} must be in [0, 1], --n {args.n} a multiple of {EACH}, at least "
-                             f"{2 * EACH}")
+            raise ValueError(f"--rates {args.rates}: 0 to 1; --n {args.n}: a multiple of {EACH}, at least {2 * EACH}")
         run = load_run(args.run, args.weights, args.device)
         found = scan(args.real, run.base.size).pictures
         if len(found) < args.n:

@@ -195,8 +195,7 @@ def known(run: Run) -> tuple[list[Picture], Tensor, Tensor]:
     data = run.config["data"]
     found = scan(data, run.base.size).pictures
     if [str(picture.path.relative_to(data)) for picture in found] != run.pictures:
-        raise ValueError(f"{data} no longer holds the {len(run.pictures)} pictures of this run: put them back, or "
-                         "train again")
+        raise ValueError(f"{data} no longer has this run's {len(run.pictures)} pictures: put them back or train again")
     return found, *split(len(found), run.config["seed"])
 
 

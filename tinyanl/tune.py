@@ -47,8 +47,7 @@ def tunable(base, tune: str = "anl", tokens: int = 1, ratio: int = 4) -> nn.Modu
     (trains, conditioned), width, depth = TUNES[tune], base.unet.context_dim, depths(base.unet)
     chosen = {name for name, level in depth.items() if trains(name, level)}
     if width is None and conditioned or not chosen:
-        raise ValueError(f"tune={tune!r} needs a U-Net with transformer blocks, and that of {base.name} has none: "
-                         "choose anl")
+        raise ValueError(f"tune={tune!r} needs a U-Net with transformer blocks, not that of {base.name}: choose anl")
     model = nn.ModuleDict({"unet": copy.deepcopy(base.unet)})
     if tune == "scratch":
         for module in model.modules():
