@@ -15,6 +15,8 @@ from tinyanl.models import load_base
 from tinyanl.train import train
 from tinyanl.weights import load_checkpoint
 
+from commands import one_line
+
 SUBGROUPS = ["animal-bird", "face-smiling", "plant-flower", "transport-ground", "food-fruit"]
 
 
@@ -223,10 +225,15 @@ def test_bad_data_is_one_line(line, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("argv", [["clip", "--out", "x"], ["painter"], ["clip", "--data", "not there", "--out", "x"],
-                                  ["clip", "--data", "x", "--out", "y", "--batch", "0"],
                                   ["families", "--data", "x", "--out", "y", "--fast"]])
 def test_bad_arguments_end_with_2(argv, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         pretrain.main(argv)
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["--batch", "--steps", "--looks"])
+def test_too_small_a_number_is_named_before_the_data_is_looked_for(number, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert number in one_line(pretrain.main, ["unet", "--data", "x", "--out", "y", number, "0"], capsys)

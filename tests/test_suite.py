@@ -72,8 +72,10 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
 def test_what_stands_in_the_way_is_one_line(small, tmp_path_factory, capsys):
     shutil.rmtree(small / "faces")
     assert "families" in one_line(main, [small], capsys)
-    for argv in ([], [small, "--n", "40"], [small, "--steps", "0"], [small, "--steps", "30"], [small, "--seed", "-1"]):
-        one_line(main, argv, capsys)
+    one_line(main, [], capsys)
+    for argv, said in ((["--n", "40"], "--n 40"), (["--steps", "0"], "steps=0"), (["--steps", "30"], "steps=30"),
+                       (["--seed", "-1"], "--seed -1")):
+        assert said in one_line(main, [small / "none", *argv], capsys)  # before the folder is looked at
 
 
 def test_the_default_learning_rates_follow_the_committed_sweep():

@@ -211,11 +211,12 @@ def test_every_residual_changes_with_time(name, count, cin256_v2):
     assert len(changes) == count and min(changes) > 1e-2
 
 
-@pytest.mark.parametrize("groups, blind", [(8, False), (32, True)])
-def test_a_block_with_groups_of_one_channel_would_be_blind_to_time(groups, blind):
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_narrow_block_has_no_groups_of_one_channel_which_would_be_blind_to_time(blind):
     torch.manual_seed(0)
     block = ResBlock(32, 32, 128)
-    block.out_layers[0] = nn.GroupNorm(groups, 32)
+    if blind:
+        block.out_layers[0] = nn.GroupNorm(32, 32)
     with torch.no_grad():
         change = sense_of_time(block, torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 128))
     assert change < 1e-4 if blind else change > 1e-2
