@@ -5,6 +5,12 @@ import pytest
 from tinyanl import models, sample, train
 
 
+@pytest.fixture(scope="module")
+def base():
+    """The embedded models, on the CPU."""
+    return models.load_base(device="cpu")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def exact_and_quick():
     """Tests compare exact numbers: float32 even where the CPU has bf16. The grids that training draws take two steps,

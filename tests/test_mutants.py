@@ -45,11 +45,6 @@ def paths(data):
 
 
 @pytest.fixture(scope="module")
-def base():
-    return load_base(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def run_folder(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     return train(data, steps=2, batch=4, sample_every=9, seed=3, out=out, device="cpu")

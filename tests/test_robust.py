@@ -43,11 +43,6 @@ HERE = Path(__file__).parent
 TINY = dict(batch=4, sample_every=10, save_every=2, seed=3, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def base():
-    return load_base(device="cpu")
-
-
 @pytest.fixture(autouse=True)
 def quick(base, monkeypatch):
     """The models are loaded once: that is not what is tried here."""

@@ -37,11 +37,6 @@ def flowers(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base():
-    return load_base(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def run_folder(flowers, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "flowers"
     return train(flowers, steps=4, batch=4, sample_every=2, out=out, device="cpu")

@@ -7,15 +7,10 @@ from torch.testing import assert_close
 
 from tinyanl import train
 from tinyanl.flowers import draw
-from tinyanl.models import Run, load_base, load_run
+from tinyanl.models import Run, load_run
 from tinyanl.sample import sample
 from tinyanl.tune import DEAD, TUNES, depths, trained, tunable
 from tinyanl.unet import UNet
-
-
-@pytest.fixture(scope="module")
-def base():
-    return load_base(device="cpu")
 
 
 @pytest.fixture(scope="module")

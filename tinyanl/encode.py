@@ -44,16 +44,16 @@ def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = 
         n = math.prod(shape)
         numbers[name] = torch.from_file(str(cache / name), True, n) if progress else torch.empty(n)
         numbers[name] = numbers[name].view(shape)
+    ways = {"latents": (lambda picture: to_square(picture, base.size), base.autoencoder.encode),
+            "embeddings": (base.clip.preprocess, lambda x: F.normalize(base.clip.encode_image(x), dim=-1))}
     for i in tqdm(range(start, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):
         part = slice(i, i + batch)
         pictures = [open_rgb(path) for path in paths[part]]
-        x = torch.stack([base.clip.preprocess(picture) for picture in pictures]).to(base.device)  # B 3 R R
-        for j, view in enumerate((x, x.flip(-1))):
-            numbers["embeddings"][part, j] = F.normalize(base.clip.encode_image(view), dim=-1).cpu()
-        if latents:
-            x = torch.stack([to_square(picture, base.size) for picture in pictures]).to(base.device)  # B 3 S S
+        for name in shapes:
+            look, model = ways[name]
+            x = torch.stack([look(picture) for picture in pictures]).to(base.device)          # B 3 S S or B 3 R R
             for j, view in enumerate((x, x.flip(-1))):
-                numbers["latents"][part, j] = base.autoencoder.encode(view).cpu()
+                numbers[name][part, j] = model(view).cpu()
         for path, *own in zip(paths[part], *(x[part] for x in numbers.values())):
             if not all(x.isfinite().all() for x in own):
                 raise ValueError(f"{path} becomes numbers that are not finite: are the weights damaged? ({base.name})")
