@@ -9,7 +9,8 @@ from tinyanl.data import scan
 from tinyanl.encode import embed_pictures
 from tinyanl.evaluate import evaluate, look, main, measure, table, text_figures
 from tinyanl.judge import CLASSES, class_of, pictures
-from tinyanl.models import load_base, load_run
+from tinyanl.metrics import frechet_distance, inception_score
+from tinyanl.models import EMBEDDED, generator, load_base, load_run
 
 from commands import one_line
 
@@ -112,3 +113,28 @@ def test_the_command_draws_its_real_pictures_from_all_classes(run_folder, real, 
     for part in seen[:32], seen[32:]:
         assert len(part) == 32 and 6 < sum(path.parent.name == "a" for path in part) < 26
     assert len(set(seen)) == 64
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+def test_the_command_adds_fid_and_inception_score_given_their_weights(run_folder, real, judge, tmp_path,
+                                                                           capsys, monkeypatch):
+    """Mean colours in place of Inception's features: those of 48 real pictures and 48 others are computed here, too."""
+    shapes = {"Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1), "fc.weight": (1008, 2048)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "inception.pth")
+    given, look_at = [], lambda x: (x.mean((2, 3)), 9 * x.mean((2, 3)))
+    monkeypatch.setattr(module, "inception", lambda state: given.append(state) or look_at)
+    monkeypatch.setattr(module, "train_judge", lambda folder: (judge, 0.5))
+    main(["--run", str(run_folder), "--real", str(real), "--n", "48", "--steps", "2",
+          "--inception", str(tmp_path / "inception.pth")])
+    *rows, floor = json.loads((run_folder / "evaluation.json").read_text())["rows"]
+    assert {name: tuple(x.shape) for name, x in given[0].items()} == shapes
+    paths = [picture.path for picture in scan(real, 64).pictures]
+    order = torch.randperm(96, generator=generator(0, 0))
+    features, logits = look_at(pictures([paths[i] for i in order], 64) / 127.5 - 1)
+    assert floor["FID"] == pytest.approx(frechet_distance(features[48:], features[:48]), rel=1e-4)
+    shuffled = logits[48:][torch.randperm(48, generator=generator(0, 0))]
+    assert (floor["IS"], floor["IS deviation"]) == pytest.approx(inception_score(shuffled), rel=1e-4)
+    assert all(row["FID"] > floor["FID"] for row in rows)
+    wrong = ["--run", run_folder, "--real", real, "--n", "48", "--inception", EMBEDDED / "clip.pt"]
+    capsys.readouterr()
+    assert "not FID's Inception" in one_line(main, wrong, capsys)
