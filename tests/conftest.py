@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 
-from tinyanl import models, sample, train
+from tinyanl import models, sample, semi_supervised, train
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +16,7 @@ def exact_and_quick():
     """Tests compare exact numbers: float32 even where the CPU has bf16. The grids that training draws take two steps,
     as they are not what is tried. Neither holds in processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "half", lambda device: device.type == "cuda")
+        for module in (models, semi_supervised):
+            patch.setattr(module, "half", lambda device: device.type == "cuda")
         patch.setattr(train, "sample", partial(sample.sample, steps=2))
         yield
