@@ -117,7 +117,7 @@ def test_the_command_draws_its_real_pictures_from_all_classes(run_folder, real, 
 
 @pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
 def test_the_command_adds_fid_and_inception_score_given_their_weights(run_folder, real, judge, tmp_path,
-                                                                           capsys, monkeypatch):
+                                                                      capsys, monkeypatch):
     """Mean colours in place of Inception's features: those of 48 real pictures and 48 others are computed here, too."""
     shapes = {"Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1), "fc.weight": (1008, 2048)}
     torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "inception.pth")
