@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from tinyanl import flowers, suite as module
 from tinyanl.judge import Judge
@@ -59,6 +60,7 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
     one = results.pop(f"{key}2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
+    assert one["machine"] == results["setup"]["machine"] and torch.__version__ in one["machine"]
     (small / "results.json").write_text(json.dumps(results))
     shutil.rmtree(small / "runs")  # the row is made anew, from a run that was never at 1
     capfd.readouterr()

@@ -10,8 +10,8 @@ in results.json is not computed again: to repeat a row, delete it there and its 
 """
 import functools
 import json
-import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -113,9 +113,12 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
             raise FileNotFoundError(f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji --out "
                                     f"{folder}")
     judge, accuracy = train_judge(folder / "judge")
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    piece("setup", lambda: {"machine": f"{card}, {os.cpu_count()} cores, torch {torch.__version__}", "samples": n,
-                            "DDIM steps": steps, "weights": str(weights or "embedded"), "judge's accuracy": accuracy})
+    cpu = Path("/proc/cpuinfo")  # only Linux tells the CPU's name
+    names = [*re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else ""), platform.machine()]
+    cores = f"{names[0]}, {torch.get_num_threads()} threads"
+    machine = f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cores}, torch {torch.__version__}"
+    piece("setup", lambda: {"machine": machine, "samples": n, "DDIM steps": steps,
+                            "weights": str(weights or "embedded"), "judge's accuracy": accuracy})
 
     def sweep(tune: str, lr: float) -> float:
         def make() -> dict:
@@ -139,7 +142,7 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
         _, x = real("fresh flowers" if flowers else cell["data"], run.base.size)
         x = x[: min(n, len(x) // EACH * EACH)]
         figures, *_ = evaluate(run, x, (0.0,), len(x), steps, seed, judge if flowers else None, sets=("held out",))
-        return {**row, **figures, "real are": "fresh" if flowers else "the set itself"}
+        return {**row, **figures, "real are": "fresh" if flowers else "the set itself", "machine": machine}
 
     def masks(run_folder: Path, sets: tuple[str, ...]) -> list[dict]:
         run = load_run(run_folder, weights, device)
