@@ -1,4 +1,5 @@
 """The suite: every row is made once, by one process after another, and again when it is deleted."""
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -8,8 +9,8 @@ import torch
 
 from tinyanl import flowers, suite as module
 from tinyanl.judge import Judge
-from tinyanl.suite import FIRST, RATES, STEPS, best_rate, cells, main, suite
-from tinyanl.train import LEARNING_RATES
+from tinyanl.suite import FIRST, MASK_RATES, RATES, STEPS, best_rate, cells, main, suite
+from tinyanl.train import LEARNING_RATES, train
 from tinyanl.tune import TUNES
 
 from commands import one_line
@@ -60,6 +61,8 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
     one = results.pop(f"{key}2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
+    config = json.loads((small / "runs/data=flowers,tune=anl,seed=0/config.json").read_text())
+    assert config["train_mask"] == 0 and config["lr"] == one["learning rate"]  # the paper's way, not train's default
     assert one["machine"] == results["setup"]["machine"] and torch.__version__ in one["machine"]
     (small / "results.json").write_text(json.dumps(results))
     shutil.rmtree(small / "runs")  # the row is made anew, from a run that was never at 1
@@ -87,3 +90,12 @@ def test_the_default_learning_rates_follow_the_committed_sweep():
                   if key.startswith(f"sweep tune={tune} ")}
         best = min(losses, key=losses.get)
         assert min(losses) < best < max(losses) and 0.6 < LEARNING_RATES[tune] / best < 1.7, tune
+
+
+def test_masks_in_training_are_the_default_as_the_committed_curves_have_it():
+    results, kept = json.loads((Path(__file__).parents[1] / "tutorials/results.json").read_text()), []
+    for seed in ("", " seed=1"):
+        without, met = ({row["rate"]: row for row in results[f"masks{seed}{how}"] if row["conditions"] == "held out"}
+                        for how in ("", " train_mask=0.5"))
+        kept += [met[rate]["1000 FD_clip"] < without[rate]["1000 FD_clip"] for rate in MASK_RATES]
+    assert all(kept) and len(kept) == 14 and inspect.signature(train).parameters["train_mask"].default == 0.5

@@ -95,7 +95,8 @@ def strips(runs: dict[str, Path]) -> Image.Image:
 def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: Path | None = None,
           device: str | None = None) -> dict:
     """Make all that results.json lacks; it is written after every piece. n samples of `steps` DDIM steps a row."""
-    out, base = folder / "results.json", {"weights": weights, "device": device}
+    out = folder / "results.json"
+    base = {"weights": weights, "device": device, "train_mask": 0.0}  # none, as in the paper, where no cell asks for it
     results = json.loads(out.read_text()) if out.exists() else {}
 
     def piece(key: str, make: Callable[[], object]) -> object:
@@ -133,8 +134,8 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
         return found, pictures([p.path for p in found], size)
 
     def measured(cell: dict, run_folder: Path, done: int) -> dict:
-        own = {"lr": rates[cell["tune"]], **{name: value for name, value in cell.items() if name != "data"}}
-        row = train_apart(folder / cell["data"], run_folder, done, **own, **base)
+        own = {**base, "lr": rates[cell["tune"]], **{name: value for name, value in cell.items() if name != "data"}}
+        row = train_apart(folder / cell["data"], run_folder, done, **own)
         row["learning rate"] = own["lr"]
         run, flowers = load_run(run_folder, weights, device), cell["data"] == "flowers"
         row["trainable"] = sum(x.numel() for x in load(run_folder / "adapter.pt", {"trained"})["trained"].values())
@@ -170,11 +171,11 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
             if not (folder / f"{cell['data']}.png").exists():
                 save(strips(runs), folder / f"{cell['data']}.png")
         change = {key: value for key, value in cell.items() if FIRST.get(key) != value}
+        words = "".join(f" {key}={value}" for key, value in change.items())
         if change.keys() <= {"train_mask", "uncentred", "seed"}:  # do masks need one of them, and how sure is that?
-            key = " ".join(["masks", *(f"{key}={value}" for key, value in change.items())])
-            piece(key, lambda: masks(run_folder, ("held out",) if change else ("training", "held out")))
-        if not change:
-            piece("text", lambda: text(run_folder))
+            piece("masks" + words, lambda: masks(run_folder, ("held out",) if change else ("training", "held out")))
+        if change.keys() <= {"train_mask"}:
+            piece("text" + words, lambda: text(run_folder))
         if "uncentred" in cell:  # what comes now repeats, or tells of other sets
             piece("semi-supervised", learners)
     return results

@@ -6,8 +6,8 @@
 
 The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with their mirror images; a
 tenth of them is held out. Training then draws (latent, embedding) pairs from memory and minimises
-|eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). All randomness of a step is a function of (seed, step), so a resumed run
-needs no saved random states.
+|eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of the conditions are partly masked (--train-mask): our addition,
+the paper masks at sampling only. Masked samples are then better at every rate (tutorials/08_masks.ipynb).
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
 import copy
@@ -49,7 +49,7 @@ def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step:
 
 
 def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl", steps: int = 1000, batch: int = 32,
-          lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.0,
+          lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.5,
           out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
           sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
           compile: bool = False, uncentred: bool = False, dry_run: bool = False, accumulate: int = 1,
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--lr", type=float, help="constant learning rate (default: as measured, printed at the start)")
     p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
     p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
-    p.add_argument("--train-mask", type=float, default=0.0, help="share that is partly masked (default %(default)s)")
+    p.add_argument("--train-mask", type=float, default=0.5, help="share that is partly masked (default %(default)s)")
     p.add_argument("--out", type=Path, help="run folder (default: runs/ and the name of the data folder)")
     existing = p.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in --out; at 0 where there is none")
