@@ -7,7 +7,7 @@
 The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with their mirror images; a
 tenth of them is held out. Training then draws (latent, embedding) pairs from memory and minimises
 |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of the conditions are partly masked (--train-mask): our addition,
-the paper masks at sampling only. Masked samples are then better at every rate (tutorials/08_masks.ipynb).
+the paper masks at sampling only. Diversity then costs less fidelity, words lose some (tutorials/08_masks.ipynb).
 B batch, N pictures, C h w latent, D CLIP embedding width.
 """
 import copy
