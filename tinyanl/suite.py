@@ -171,11 +171,11 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
             if not (folder / f"{cell['data']}.png").exists():
                 save(strips(runs), folder / f"{cell['data']}.png")
         change = {key: value for key, value in cell.items() if FIRST.get(key) != value}
-        words = "".join(f" {key}={value}" for key, value in change.items())
+        changed = "".join(f" {key}={value}" for key, value in change.items())
         if change.keys() <= {"train_mask", "uncentred", "seed"}:  # do masks need one of them, and how sure is that?
-            piece("masks" + words, lambda: masks(run_folder, ("held out",) if change else ("training", "held out")))
+            piece("masks" + changed, lambda: masks(run_folder, ("held out",) if change else ("training", "held out")))
         if change.keys() <= {"train_mask", "seed"}:
-            piece("text" + words, lambda: text(run_folder))
+            piece("text" + changed, lambda: text(run_folder))
         if "uncentred" in cell:  # what comes now repeats, or tells of other sets
             piece("semi-supervised", learners)
     return results
