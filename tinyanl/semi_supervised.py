@@ -131,19 +131,17 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("folder", type=Path, help="folder for the pictures, the run and semi_supervised.json")
     p.add_argument("--labels", type=int, nargs="+", default=[1, 4, 16], help="labels a kind (default %(default)s)")
     p.add_argument("--seeds", type=int, default=3, help="runs of each (default %(default)s)")
-    p.add_argument("--per-image", type=int, default=8, help="variations of a labelled one (default %(default)s)")
-    p.add_argument("--mask-rate", type=float, default=0.3, help="of the variations (default %(default)s)")
     p.add_argument("--steps", type=int, default=1600, help="of the small network (default %(default)s)")
     args = p.parse_args(argv)
     try:
-        if min(*args.labels, args.seeds, args.per_image, args.steps) < 1 or max(args.labels) > 16:
-            raise ValueError("--labels must be 1 to 16, --seeds, --per-image and --steps at least 1")
+        if min(*args.labels, args.seeds, args.steps) < 1 or max(args.labels) > 16:
+            raise ValueError("--labels must be 1 to 16, --seeds and --steps at least 1")
         draw_sets(args.folder)
         if not (args.folder / "run/adapter.pt").exists():
             raise FileNotFoundError(f"first train on the unlabelled pictures alone: python -m tinyanl.train --data "
                                     f"{args.folder / 'unlabelled'} --out {args.folder / 'run'}")
         run = load_run(args.folder / "run")
-        print(table(compare(run, args.folder, args.labels, args.seeds, args.per_image, args.mask_rate, args.steps)))
+        print(table(compare(run, args.folder, args.labels, args.seeds, steps=args.steps)))
     except (ValueError, OSError) as error:
         p.error(error)
 
