@@ -4,8 +4,7 @@
 
 Attribute names are the released keys, sizes come from the tensors: VQ-f4 (cin256-v2, celeba256, ffhq256), VQ-f8,
 VQ-f16, KL-f4 to KL-f32. Diffusion runs on the latent before quantisation: a VQ encode does not quantise, a VQ decode
-does.
-B batch, C latent channels, f downsampling factor, N = positions, V codes.
+does. B batch, C latent channels, f downsampling factor, N = positions, V codes.
 
 Copy this file alone: it needs torch and einops, nothing else of tinyanl. Usage:
 
@@ -16,6 +15,8 @@ Copy this file alone: it needs torch and einops, nothing else of tinyanl. Usage:
     z = again.encode(torch.rand(1, 3, 32, 32) * 2 - 1)
     print(z.shape, again.decode(z).shape)
 """
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -66,13 +67,10 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # right and below only, as released
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+        super().__init__(OrderedDict(nearest=nn.Upsample(scale_factor=2),
+                                     conv=nn.Conv2d(channels, channels, 3, padding=1)))
 
 
 class Level(nn.Module):
@@ -109,7 +107,7 @@ class Encoder(nn.Module):
                  mid_attention: bool, z: int):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
-        self.down, c = nn.ModuleList(), channels
+        self.down, c = nn.Sequential(), channels
         for i, m in enumerate(mult):
             resample = ("downsample", Downsample(channels * m)) if i < len(mult) - 1 else None
             self.down.append(Level(c, channels * m, blocks, attention[i], resample))
@@ -119,10 +117,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(c, z, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv_in(x)
-        for level in self.down:
-            h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(self.down(self.conv_in(x))))))
 
 
 class Decoder(nn.Module):
@@ -218,13 +213,13 @@ class Autoencoder(nn.Module):
             return next(i for i in range(99) if pattern.format(i) not in own)
 
         levels = range(count("encoder.down.{}.block.0.conv1.weight"))
-        embed_dim = own["post_quant_conv.weight"].shape[1]
         with torch.device("meta"):  # no memory and no random numbers for weights about to be replaced
             model = cls(channels, tuple(len(own[f"encoder.down.{i}.block.0.conv1.weight"]) // channels for i in levels),
                         blocks=count("encoder.down.0.block.{}.conv1.weight"),
                         attention=tuple(f"encoder.down.{i}.attn.0.q.weight" in own for i in levels),
                         mid_attention="encoder.mid.attn_1.q.weight" in own,
-                        z_channels=own["decoder.conv_in.weight"].shape[1], embed_dim=embed_dim,
+                        z_channels=own["decoder.conv_in.weight"].shape[1],
+                        embed_dim=own["post_quant_conv.weight"].shape[1],
                         codes=len(own["quantize.embedding.weight"]) if "quantize.embedding.weight" in own else None)
         model.load_state_dict(own, strict=True, assign=True)
         return model

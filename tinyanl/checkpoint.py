@@ -53,10 +53,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: C's fills gigabytes w
 _DTYPES = {f"torch.{name}Storage": dtype for name, dtype in dict(
     Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Double=torch.float64, Long=torch.int64,
     Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool).items()}
-
-
-def _is_tensor(x: object) -> bool:
-    return isinstance(x, Tensor) or isinstance(x, _Inert) and "._rebuild_" in x.name
+_is_tensor = lambda x: isinstance(x, Tensor) or isinstance(x, _Inert) and "._rebuild_" in x.name
 
 
 def _tensor(x: Tensor | _Inert, read) -> Tensor:

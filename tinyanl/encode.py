@@ -42,8 +42,7 @@ def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = 
         start = kept.get("done", 0) if kept.get("of") == of else 0
     for name, shape in shapes.items():
         n = math.prod(shape)
-        numbers[name] = torch.from_file(str(cache / name), True, n) if progress else torch.empty(n)
-        numbers[name] = numbers[name].view(shape)
+        numbers[name] = (torch.from_file(str(cache / name), True, n) if progress else torch.empty(n)).view(shape)
     ways = {"latents": (lambda picture: to_square(picture, base.size), base.autoencoder.encode),
             "embeddings": (base.clip.preprocess, lambda x: F.normalize(base.clip.encode_image(x), dim=-1))}
     for i in tqdm(range(start, len(paths), batch), "encoding", leave=False, delay=2, unit_scale=batch, unit="img"):

@@ -17,8 +17,7 @@ Copy this file alone: it needs torch and torchvision, nothing else of tinyanl. U
     a, b = torch.randn(500, 8), torch.randn(500, 8) + 1
     print(frechet_distance(a, b))                                                        # near 8: the means differ by 1
     print(precision_recall(a, b))                                                        # they overlap a little
-    print(psnr(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.2)))                  # 20.0
-    print(retrieval(a, a, torch.arange(500)))                                            # 1.0
+    print(psnr(torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 0.2)), retrieval(a, a, torch.arange(500)))  # 20.0 1.0
 """
 import warnings
 from collections.abc import Callable

@@ -168,8 +168,8 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
             piece(f"{name} steps={done}", lambda: measured(cell, run_folder, done))
         if cell["tune"] == list(TUNES)[-1]:  # the last of a set
             runs = {tune: folder / "runs" / f"data={cell['data']},tune={tune},seed=0" for tune in TUNES}
-            if not (folder / f"{cell['data']}.png").exists():
-                save(strips(runs), folder / f"{cell['data']}.png")
+            if not (strip := folder / f"{cell['data']}.png").exists():
+                save(strips(runs), strip)
         change = {key: value for key, value in cell.items() if FIRST.get(key) != value}
         changed = "".join(f" {key}={value}" for key, value in change.items())
         if change.keys() <= {"train_mask", "uncentred", "seed"}:  # do masks need one of them, and how sure is that?

@@ -70,8 +70,7 @@ def identify(state: dict[str, Tensor]) -> Found:
             return found._replace(problem=f"{odd} holds {state[odd].dtype}: get the file that is not quantised"
                                   ) if odd else found
     except (LookupError, TypeError, ValueError) as error:
-        return Found("part of an LDM or CLIP", (),
-                     f"a tensor is missing or misshapen: {error!r}; get the whole file")
+        return Found("part of an LDM or CLIP", (), f"a tensor is missing or misshapen: {error!r}; get the whole file")
     if s.get("fc.weight") == (1008, 2048) and "Mixed_7c.branch_pool.conv.weight" in s:
         return Found("FID Inception", ("inception",))
     keys = ", ".join(list(s)[:4])
