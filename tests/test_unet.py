@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tinyanl.models import EMBEDDED
-from tinyanl.unet import FeedForward, ResBlock, SpatialTransformer, UNet, Upsample
+from tinyanl.unet import FeedForward, ResBlock, SpatialTransformer, UNet, Upsample, attend
 
 SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
 SITES |= {"mid_0": 960, "mid_1": 960}
@@ -141,6 +141,14 @@ def test_the_feed_forward_has_the_exact_gelu():
     ff, x = randomise(FeedForward(8)).double(), torch.linspace(-3, 3, 40, dtype=torch.float64).view(1, 5, 8)
     value, gate = ff.net[0].proj(x).chunk(2, dim=-1)
     assert_close(ff(x), ff.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2), atol=1e-12, rtol=1e-10)
+
+
+def test_one_head_as_wide_as_its_block_attends_like_torchs():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, n, 48, requires_grad=True) for n in (6, 5, 5))
+    ours, theirs = attend(q, k, v, 1), torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert_close(ours, theirs)
+    assert_close(*(torch.autograd.grad(x.square().sum(), (q, k, v)) for x in (ours, theirs)))
 
 
 def test_averaged_weights_are_used_where_a_file_has_them():
