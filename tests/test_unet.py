@@ -7,7 +7,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from tinyanl.models import EMBEDDED
-from tinyanl.unet import FeedForward, ResBlock, SpatialTransformer, UNet, Upsample, attend
+from tinyanl.unet import FeedForward, GroupNorm, ResBlock, SpatialTransformer, UNet, Upsample, attend
 
 SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
 SITES |= {"mid_0": 960, "mid_1": 960}
@@ -141,6 +141,31 @@ def test_the_feed_forward_has_the_exact_gelu():
     ff, x = randomise(FeedForward(8)).double(), torch.linspace(-3, 3, 40, dtype=torch.float64).view(1, 5, 8)
     value, gate = ff.net[0].proj(x).chunk(2, dim=-1)
     assert_close(ff(x), ff.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2), atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_group_norm_is_its_definition_and_puts_channels_last(layout):
+    norm, h = randomise(GroupNorm(64)).double(), torch.randn(2, 64, 4, 6, dtype=torch.float64) * 3 + 1
+    out = norm(h.contiguous(memory_format=layout))
+    groups = h.view(2, 16, -1)
+    expected = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert_close(out, expected.view_as(h) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_lie_last_at_every_site_and_where_they_lie_changes_nothing():
+    unet = randomise(small_unet())
+    z, t, context, seen = torch.randn(2, 3, 8, 8), torch.tensor([5, 700]), torch.randn(2, 1, 16), []
+
+    def extra(site, h):
+        seen.append(h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous())
+        return h
+
+    for unet in (unet, UNet.from_checkpoint(unet.state_dict(), "")):
+        out = unet(z, t, context, extra)
+        assert all(seen) and len(seen) == len(unet.sites), seen
+        seen.clear()
+    assert_close(out, unet.to(memory_format=torch.contiguous_format)(z, t, context))
 
 
 def test_one_head_as_wide_as_its_block_attends_like_torchs():
