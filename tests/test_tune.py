@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tinyanl import train
+from tinyanl import models, train
 from tinyanl.flowers import draw
 from tinyanl.models import Run, load_run
 from tinyanl.sample import sample
@@ -83,6 +83,14 @@ def test_training_moves_these_tensors_alone_and_the_run_comes_back(tune, base, t
     train.train(tmp_path, tune=tune, tokens=tokens, steps=2, batch=2, out=out, resume=True, device="cpu")
     assert torch.equal(load_run(out, device="cpu").bind(cond)(z, t), eps)
     assert sample(run, cond, steps=2).shape == (2, 3, 64, 64)
+    monkeypatch.setattr(models, "half", lambda device: True)
+    rounded = load_run(out, device="cpu")  # once, to what autocast makes of the weights at every evaluation
+    assert rounded.bind(cond)(z, t).dtype == torch.float32
+    assert {p.dtype for run in (rounded.base.unet, rounded.model) for name, p in run.named_parameters()
+            if p.dim() > 1} == {torch.bfloat16}
+    monkeypatch.setattr(Run, "frozen", lambda run: run)
+    with torch.no_grad():
+        assert torch.equal(rounded.bind(cond)(z, t), load_run(out, device="cpu").bind(cond)(z, t))
 
 
 def test_dead_tensors_have_no_gradient(base):

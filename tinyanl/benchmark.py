@@ -3,10 +3,9 @@
     python -m tinyanl.benchmark --vs-diffusers                          the embedded shape, on CPU or GPU
     python -m tinyanl.benchmark --shape cin256-v2 --compile --vs-diffusers
 
-Weights are random: they do not change the speed. A training step is train.py's on cached latents, less the average; a
-sample is 50 network evaluations of our DDIM, without the first stage. Times are medians over rounds in which everyone
-runs once. Where the device has bf16, all run in its autocast (on CUDA diffusers samples with bf16 weights). The memory
-is what one contestant needed at most, its weights included. B batch, D condition.
+Weights are random. A training step is train.py's on cached latents, less the average; a sample is 50 evaluations by our
+DDIM, without the first stage. Times are medians over rounds in which everyone runs once, where the device has bf16 in
+its autocast, sampling with bf16 weights. Memory: what one needed at most, with its weights. B batch, D condition.
 """
 import statistics
 import time
@@ -32,19 +31,20 @@ EVALUATIONS = 50  # of the network for one sample
 Contestant = tuple[Callable[[Tensor], Denoiser], list[nn.Parameter]]  # cond (B D) -> model(z, t); what trains
 
 
-def ours(shape: str, tune: str, device: torch.device) -> Contestant:
-    """A run with random weights."""
+def ours(shape: str, what: str, device: torch.device) -> Contestant:
+    """A run with random weights, as train makes it, or to sample from, as load_run does."""
     side, sizes = SHAPES[shape]
     unet, width = UNet(3, 3, *sizes).to(device).requires_grad_(False), sizes[-1]
     clip, null = SimpleNamespace(dim=width), torch.zeros(1, 1, width, device=device)
     base = Base(unet, None, clip, None, null, 0, device, shape, half(device))
-    model = tunable(base, tune).to(device)
+    model = tunable(base, {"sample": "attention", "sample anl": "anl"}.get(what, what)).to(device)
     changing = [p for name, p in trained(model).items() if not DEAD.search(name)]
-    return Run(base, model, torch.zeros(width), torch.zeros(width), 1.0, {}, []).bind, changing
+    run = Run(base, model, torch.zeros(width), torch.zeros(width), 1.0, {}, [])
+    return (run.frozen() if "sample" in what else run).bind, changing
 
 
-def theirs(shape: str, tune: str, device: torch.device) -> Contestant:
-    """diffusers' U-Net of the same sizes, all of it or its attention blocks to be trained, or none for sampling."""
+def theirs(shape: str, what: str, device: torch.device) -> Contestant:
+    """diffusers' U-Net of the same sizes, all of it or its attention blocks to be trained, or none to sample."""
     from diffusers import UNet2DConditionModel
     side, (channels, mult, blocks, attention, width) = SHAPES[shape]
     kinds = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attention]
@@ -53,11 +53,11 @@ def theirs(shape: str, tune: str, device: torch.device) -> Contestant:
         block_out_channels=[channels * m for m in mult], layers_per_block=blocks, cross_attention_dim=width,
         attention_head_dim=1, norm_num_groups=min(32, channels // 4)).to(device)
     for name, p in unet.named_parameters():
-        p.requires_grad_(tune == "all" or tune == "attention" and ".attentions." in name)
-    changing, cuda = [p for p in unet.parameters() if p.requires_grad], device.type == "cuda"
-    dtype = torch.bfloat16 if cuda and not changing else torch.float32
-    network = torch.autocast(device.type, torch.bfloat16, enabled=half(device))(unet.to(dtype))
-    return lambda cond: lambda z, t: network(z.to(dtype), t, cond[:, None].to(dtype)).sample.float(), changing
+        p.requires_grad_(what == "all" or what == "attention" and ".attentions." in name)
+    changing = [p for p in unet.parameters() if p.requires_grad]
+    own = torch.bfloat16 if half(device) and not changing else torch.float32
+    network = torch.autocast(device.type, torch.bfloat16, enabled=half(device))(unet.to(own))
+    return lambda cond: lambda z, t: network(z.to(own), t, cond[:, None].to(own)).sample.float(), changing
 
 
 def training(contestant: Contestant, z0: Tensor, cond: Tensor, compile: bool) -> Callable[[], None]:
@@ -102,22 +102,20 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
         torch.cuda.set_device(device)  # which synchronize and the counters of memory look at
     evaluations, n = (EVALUATIONS, 8192) if cuda else (2, 2048)
     a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half(device) else torch.float32)
-    most = 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(6))
+    most = 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(20))
     z, cond = torch.randn(batch, 3, side, side, device=device), torch.randn(batch, sizes[-1], device=device)
-    who = {"train anl": (ours, "anl"), "train attention": (ours, "attention"), "train all": (ours, "all"),
-           "sample anl": (ours, "anl"), "sample": (ours, "attention")}
-    peers = {f"diffusers {name}": (theirs, name.removeprefix("train ")) for name in who if "anl" not in name}
+    who = dict.fromkeys(("train anl", "train attention", "train all", "sample anl", "sample"), ours)
+    peers = {f"diffusers {name}": theirs for name in who if vs_diffusers and "anl" not in name}
     steps, rows, times = {}, {}, {}
-    for name, (make, tune) in ((peers if vs_diffusers else {}) | who).items():
+    for name, make in (peers | who).items():
         before = cuda and (torch.cuda.reset_peak_memory_stats() or torch.cuda.memory_allocated())
-        contestant = make(shape, tune, device)
+        contestant = make(shape, name.removeprefix("diffusers ").removeprefix("train "), device)
         steps[name] = (training(contestant, z, cond, compile) if "train" in name else
                        sampling(contestant, z, cond, evaluations, compile))
         rows[name] = {"what": name, "first call, s": seconds(steps[name], device), "peak GiB":
                       (torch.cuda.max_memory_allocated() - before) / 2**30 if cuda else None}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            times.setdefault(name, []).append(seconds(step, device))
+    for name, step in [*steps.items()] * rounds:
+        times.setdefault(name, []).append(seconds(step, device))
     for name, row in rows.items():
         with FlopCounterMode(display=False) as flops:
             steps[name]()
@@ -126,8 +124,8 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
         row["of the limit"] = flops.get_total_flops() / median / most
         peer = rows.get("diffusers " + {"train anl": "train attention", "sample anl": "sample"}.get(name, name))
         row["ratio"] = row["images/s"] / peer["images/s"] if peer else None
-    how = f"{device}{', bf16' * half(device)}{', compiled' * compile}"
-    print(f"{shape}, batch {batch}, {how}; a matrix product reaches {most / 1e9:,.0f} GFLOP/s")
+    print(f"{shape}, batch {batch}, {device}{', bf16' * half(device)}{', compiled' * compile}; a matrix product "
+          f"reaches {most / 1e9:,.0f} GFLOP/s")
     return list(rows.values())
 
 
