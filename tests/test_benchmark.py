@@ -1,9 +1,12 @@
 """The benchmark: every contestant is what it says, at toy size; speeds are not tested."""
+import shutil
+
 import pytest
 import torch
+from torch.testing import assert_close
 
 from tinyanl import benchmark as module
-from tinyanl.benchmark import benchmark, main, ours, theirs
+from tinyanl.benchmark import benchmark, main, ours, theirs, training
 
 from commands import one_line
 
@@ -33,6 +36,21 @@ def test_every_contestant_runs_and_is_compared(capsys):
     for name, peer in (("train anl", "train attention"), ("train all", "train all"), ("sample anl", "sample")):
         assert rows[name]["ratio"] == rows[name]["images/s"] / rows[f"diffusers {peer}"]["images/s"]
     assert "embedded, batch 2, cpu" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile makes C++ for a CPU")
+def test_a_compiled_training_step_is_the_plain_one(monkeypatch):
+    monkeypatch.setattr(module, "half", lambda device: False)
+    found = {}
+    for compile in (False, True):
+        torch.manual_seed(0)
+        contestant = ours("embedded", "anl", CPU)
+        for p in contestant[1]:
+            torch.nn.init.normal_(p, std=0.1)  # not the identity, which has few gradients
+        training(contestant, torch.randn(2, 3, 8, 8), torch.randn(2, 64), compile)()
+        found[compile] = [p.grad for p in contestant[1]]
+    assert_close(found[True], found[False])
 
 
 def test_a_mistake_is_one_line(capsys):
