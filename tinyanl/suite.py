@@ -44,8 +44,8 @@ def cells() -> Iterator[tuple[dict, tuple[int, ...]]]:
     """What is trained, arguments of train, and the steps at which it is measured; what decides the defaults early."""
     yield from (({**FIRST, "tune": tune}, STEPS) for tune in TUNES)
     for change in ({"tokens": 2}, {"tokens": 4}, {"tokens": 8}, {"tokens": 8, "lr": 1e-3},  # K = 8 diverged at 3e-3
-                   {"ratio": 1}, {"ratio": 2}, {"train_mask": 0.5}, {"uncentred": True},
-                   {"seed": 1, "train_mask": 0.5}, {"seed": 2, "train_mask": 0.5}):
+                   {"ratio": 1}, {"ratio": 2}, {"train_mask": 0.25}, {"train_mask": 0.5}, {"uncentred": True},
+                   *({"seed": seed, "train_mask": share} for seed in (1, 2) for share in (0.25, 0.5))):
         yield {**FIRST, **change}, STEPS[-1:]
     for seed in (1, 2):
         yield from (({**FIRST, "tune": tune, "seed": seed}, STEPS) for tune in ("anl", "attention", "all", "scratch"))
