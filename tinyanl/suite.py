@@ -48,7 +48,7 @@ def cells() -> Iterator[tuple[dict, tuple[int, ...]]]:
                    *({"seed": seed, "train_mask": share} for seed in (1, 2) for share in (0.25, 0.5))):
         yield {**FIRST, **change}, STEPS[-1:]
     for seed in (1, 2):
-        yield from (({**FIRST, "tune": tune, "seed": seed}, STEPS) for tune in ("anl", "attention", "all", "scratch"))
+        yield from (({**FIRST, "tune": tune, "seed": seed}, STEPS) for tune in TUNES)
     for data in SETS[1:]:
         yield from (({**FIRST, "data": data, "tune": tune}, STEPS) for tune in TUNES)
 
