@@ -1,5 +1,7 @@
 """The benchmark: every contestant is what it says, at toy size; speeds are not tested."""
 import shutil
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,7 +41,8 @@ def test_every_contestant_runs_and_is_compared(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile makes C++ for a CPU")
+@pytest.mark.skipif(not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
+                    reason="torch.compile makes C++ for a CPU: it needs g++ and Python's headers")
 def test_a_compiled_training_step_is_the_plain_one(monkeypatch):
     monkeypatch.setattr(module, "half", lambda device: False)
     found = {}
