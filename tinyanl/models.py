@@ -190,8 +190,8 @@ class Run:
     def frozen(self) -> "Run":
         """This run, never to be trained again. Where `half`, weights are rounded to bf16 once, in place, as autocast
         would at every evaluation: the same numbers, 11 % faster (sampling on 2 cores of a Xeon), in half the memory."""
-        for module in [*self.base.unet.modules(), *self.model.requires_grad_(False).modules()] * self.base.half:
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        for module in (*self.base.unet.modules(), *self.model.requires_grad_(False).modules()):
+            if self.base.half and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
                 module.bfloat16()
         return self
 
