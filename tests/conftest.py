@@ -3,7 +3,8 @@ from functools import partial
 
 import pytest
 
-from tinyanl import models, sample, semi_supervised, train
+from tinyanl import models, sample, train
+from tinyanl.experiments import semi_supervised
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ import json
 import pytest
 import torch
 
-from tinyanl import augment, flowers, semi_supervised, train
+from tinyanl import augment, flowers, train
+from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.models import load_run
-from tinyanl.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
+from tinyanl.experiments.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
 
 from commands import one_line
 

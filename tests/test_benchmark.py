@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tinyanl import benchmark as module
-from tinyanl.benchmark import benchmark, main, ours, theirs, training
+from tinyanl.experiments import benchmark as module
+from tinyanl.experiments.benchmark import benchmark, main, ours, theirs, training
 
 from commands import one_line
 

@@ -8,7 +8,7 @@ from tinyanl import evaluate as module, flowers, train
 from tinyanl.data import scan
 from tinyanl.encode import embed_pictures
 from tinyanl.evaluate import evaluate, look, main, measure, table, text_figures
-from tinyanl.judge import CLASSES, class_of, pictures
+from tinyanl.experiments.judge import CLASSES, class_of, pictures
 from tinyanl.metrics import frechet_distance, inception_score
 from tinyanl.models import EMBEDDED, generator, load_base, load_run
 

@@ -12,10 +12,12 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from tinyanl import augment, benchmark, evaluate, flowers, loss, pretrain, semi_supervised
+from tinyanl import augment, evaluate, flowers, loss
+from tinyanl.experiments import benchmark, semi_supervised
+from tinyanl.pretrain import stages as pretrain
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.encode import embed_texts, encode
-from tinyanl.judge import Judge, class_of, pictures
+from tinyanl.experiments.judge import Judge, class_of, pictures
 from tinyanl.loss import denoising_loss, held_out_batch, training_batch
 from tinyanl.masking import guided, mask_condition
 from tinyanl.metrics import psnr

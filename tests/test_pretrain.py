@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tinyanl import pretrain
+from tinyanl.pretrain import stages as pretrain
 from tinyanl.autoencoder import Quantizer
-from tinyanl.art import COLOURS, composite, read_art, say
+from tinyanl.pretrain.art import COLOURS, composite, read_art, say
 from tinyanl.models import load_base
 from tinyanl.train import train
 from tinyanl.weights import load_checkpoint

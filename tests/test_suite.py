@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tinyanl import flowers, suite as module
-from tinyanl.judge import Judge
-from tinyanl.suite import FIRST, RATES, STEPS, best_rate, cells, main, suite
+from tinyanl import flowers
+from tinyanl.experiments import suite as module
+from tinyanl.experiments.judge import Judge
+from tinyanl.experiments.suite import FIRST, RATES, STEPS, best_rate, cells, main, suite
 from tinyanl.train import LEARNING_RATES, train
 from tinyanl.tune import TUNES
 

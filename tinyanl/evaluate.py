@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .data import scan
 from .encode import embed_pictures, embed_texts, encode
-from .judge import CLASSES, Network, class_of, judged, pictures, share, train_judge
+from .experiments.judge import CLASSES, Network, class_of, judged, pictures, share, train_judge
 from .metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity, precision_recall,
                       retrieval)
 from .models import Base, Run, generator, known, load_run

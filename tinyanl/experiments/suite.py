@@ -1,7 +1,7 @@
 """Train and measure everything that is compared: the paper's claims, on the small models, by one command.
 
     python -m tinyanl.pretrain families --data ./emoji --out ./suite      faces and vehicles; flowers are drawn
-    python -m tinyanl.suite ./suite                                       hours: goes on where it stopped
+    python -m tinyanl.experiments.suite ./suite                                       hours: goes on where it stopped
 
 ./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px flowers, faces, vehicles in
 place of the paper's sets; seconds are those since the row before); a sweep of learning rates; ablations; the mask
@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from .data import Picture, open_rgb, scan, to_square
-from .evaluate import EACH, evaluate, text_figures
-from .flowers import write
+from ..data import Picture, open_rgb, scan, to_square
+from ..evaluate import EACH, evaluate, text_figures
+from ..flowers import write
 from .judge import pictures, train_judge
-from .models import known, load_run
-from .runs import command, load, save
-from .sample import check_sampling, filmstrip, sampling_arguments, to_uint8
+from ..models import known, load_run
+from ..runs import command, load, save
+from ..sample import check_sampling, filmstrip, sampling_arguments, to_uint8
 from .semi_supervised import compare, draw_sets
-from .tune import TUNES
+from ..tune import TUNES
 
 MASK_RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 STEPS = (60, 125, 250, 500) + (1000, 2000, 4000) * torch.cuda.is_available()
@@ -182,7 +182,7 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = command("suite", __doc__)
+    p = command("experiments.suite", __doc__)
     p.add_argument("folder", type=Path, help="for everything that is made; it must hold faces and vehicles")
     p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
     sampling_arguments(p)

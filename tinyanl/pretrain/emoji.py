@@ -2,7 +2,7 @@
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0 \
              emojibase-data@17.0.0
-    python build_emoji.py ./emoji *.tgz
+    python -m tinyanl.pretrain.emoji ./emoji *.tgz
 
 Needs pillow and tqdm. Left out: flags, symbols, people and bodies, and everything that tells the time. Licences of the
 pictures: emoji64/README.md.

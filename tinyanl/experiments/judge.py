@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .data import open_rgb, scan, to_square
-from .flowers import KINDS, write
-from .models import generator
-from .runs import load, save
-from .sample import to_uint8
+from ..data import open_rgb, scan, to_square
+from ..flowers import KINDS, write
+from ..models import generator
+from ..runs import load, save
+from ..sample import to_uint8
 
 CLASSES = [f"{colour} {kind}" for kind, colours in KINDS.items() for colour in colours]  # 43 of drawn flowers
 Network = Callable[[Tensor], tuple[Tensor, Tensor]]  # (N 3 S S) in [-1, 1] -> features (N D), logits

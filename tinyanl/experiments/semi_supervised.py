@@ -1,6 +1,6 @@
 """Do generated pictures help where few are labelled? A compact FixMatch (Sohn et al. 2020, arXiv 2001.07685), compared.
 
-    python -m tinyanl.semi_supervised ./ssl --labels 1 4 16
+    python -m tinyanl.experiments.semi_supervised ./ssl --labels 1 4 16
 
 A small network learns the kind of drawn flowers, from a few labelled ones of each kind; with 600 unlabelled ones
 besides, whose confident guesses on a weakly changed view are the labels of a strongly changed one; with variations of
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from .augment import augment
-from .data import scan
-from .encode import embed_pictures, embed_texts
-from .evaluate import table
-from .flowers import KINDS, write
+from ..augment import augment
+from ..data import scan
+from ..encode import embed_pictures, embed_texts
+from ..evaluate import table
+from ..flowers import KINDS, write
 from .judge import Judge, judged, pictures, share
-from .models import Base, Run, generator, half, load_run
-from .runs import command, save
+from ..models import Base, Run, generator, half, load_run
+from ..runs import command, save
 
 CONFIDENCE, SMOOTHING, UNLABELLED = 0.9, 0.1, 600  # of a guess that counts; of labels; pictures
 WEAK = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(64, padding=4, padding_mode="reflect")])
@@ -127,7 +127,7 @@ def compare(run: Run, folder: Path, labels: tuple[int, ...] = (1, 4, 16), seeds:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = command("semi_supervised", __doc__)
+    p = command("experiments.semi_supervised", __doc__)
     p.add_argument("folder", type=Path, help="folder for the pictures, the run and semi_supervised.json")
     p.add_argument("--labels", type=int, nargs="+", default=[1, 4, 16], help="labels a kind (default %(default)s)")
     p.add_argument("--seeds", type=int, default=3, help="runs of each (default %(default)s)")

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from .data import open_rgb, read_metadata
+from ..data import open_rgb, read_metadata
 
 STYLES = {"fluent3d": "a 3d icon", "noto": "a drawing", "twemoji": "a flat icon"}  # of emoji, in captions
 COLOURS = {"white": (255, 255, 255), "black": (16, 16, 18), "gray": (136, 138, 140), "red": (214, 48, 49),

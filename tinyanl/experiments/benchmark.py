@@ -1,7 +1,7 @@
 """How fast training and sampling are, beside diffusers' U-Net of the same shape in the same process, alternating.
 
-    python -m tinyanl.benchmark --vs-diffusers                          the embedded shape, on CPU or GPU
-    python -m tinyanl.benchmark --shape cin256-v2 --compile --vs-diffusers
+    python -m tinyanl.experiments.benchmark --vs-diffusers                          the embedded shape, on CPU or GPU
+    python -m tinyanl.experiments.benchmark --shape cin256-v2 --compile --vs-diffusers
 
 Weights are random. A training step is train.py's on cached latents, less the average; a sample is 50 evaluations by our
 DDIM, without the first stage. Times are medians over rounds in which everyone runs once, where the device has bf16 in
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .evaluate import table
-from .models import Base, Run, half, pick_device
-from .runs import command
-from .schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
-from .tune import DEAD, trained, tunable
-from .unet import UNet
+from ..evaluate import table
+from ..models import Base, Run, half, pick_device
+from ..runs import command
+from ..schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
+from ..tune import DEAD, trained, tunable
+from ..unet import UNet
 
 # side of the latent; channels, mult, blocks, attention, width of context and condition
 SHAPES = {"embedded": (16, (64, (1, 2, 3), 1, (False, True, True), 128)),
@@ -130,7 +130,7 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = command("benchmark", __doc__)
+    p = command("experiments.benchmark", __doc__)
     p.add_argument("--shape", choices=SHAPES, default="embedded", help="of the U-Net (default %(default)s)")
     p.add_argument("--batch", type=int, default=32, help="(default %(default)s)")
     p.add_argument("--rounds", type=int, default=5, help="of which the median counts (default %(default)s)")

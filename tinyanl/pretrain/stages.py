@@ -22,17 +22,17 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from .art import COLOURS, composite, read_art, say
-from .autoencoder import Autoencoder, Quantizer
-from .clip import CLIP
-from .flowers import place
-from .metrics import frechet_distance, psnr, retrieval
-from .models import fingerprint, generator, pick_device
-from .runs import claim, command, load, save
-from .sample import denoise
-from .schedule import add_noise, ldm_alpha_bar
-from .tokenizer import Tokenizer
-from .unet import UNet
-from .weights import load_checkpoint
+from ..autoencoder import Autoencoder, Quantizer
+from ..clip import CLIP
+from ..flowers import place
+from ..metrics import frechet_distance, psnr, retrieval
+from ..models import fingerprint, generator, pick_device
+from ..runs import claim, command, load, save
+from ..sample import denoise
+from ..schedule import add_noise, ldm_alpha_bar
+from ..tokenizer import Tokenizer
+from ..unet import UNet
+from ..weights import load_checkpoint
 
 SIZE, CONTEXT, MERGES, CODES = 64, 32, 1534, 16384  # pixels, tokens of a caption, merges, codes of the first stage
 FAMILIES = {"flowers": "plant-flower", "faces": "face-", "vehicles": "transport-ground"}  # how their subgroups begin

@@ -1,0 +1,1 @@
+"""What was compared and measured: nobody needs it to train or to sample."""

@@ -1,0 +1,4 @@
+from .stages import main
+
+if __name__ == "__main__":
+    main()
