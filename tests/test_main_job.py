@@ -37,7 +37,7 @@ def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(tm
     write(data)
     run = load_run(train(data, out=tmp_path / "run"))
     paths = [picture.path for picture in scan(data, 64).pictures]
-    _, held_ids = split(len(paths), seed=0)
+    _, held_ids = split(paths, seed=0)
     cond = run.condition(encode(run.base, [paths[i] for i in held_ids.tolist()])[1].flatten(0, 1))
     cond = cond[torch.arange(64) % len(cond)]
     trained = share_of_flowers(run, cond, seeds=4)

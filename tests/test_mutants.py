@@ -128,7 +128,7 @@ def test_embeddings_are_those_of_the_picture_and_its_mirror_image(base, paths):
 def test_the_log_has_the_errors_on_the_pictures_it_names(run, run_folder, paths):
     latents, embeddings = encode(run.base, paths)
     row = json.loads((run_folder / "log.jsonl").read_text().splitlines()[-1])
-    for name, ids in zip(("training", "held_out"), split(12, 3)):
+    for name, ids in zip(("training", "held_out"), split(range(12), 3)):
         found = denoising_loss(run, *held_out_batch(latents, run.condition(embeddings), ids)).item()
         assert row[name] == pytest.approx(found, rel=1e-4)
 
@@ -219,7 +219,7 @@ def test_an_ideal_painter_is_right_before_an_ideal_judge(run, data, paths, monke
 
     monkeypatch.setattr(evaluate, "sample", ideal)
     rows = evaluate.evaluate(run, x.repeat(3, 1, 1, 1)[:32], (0.0, 0.5), 32, judge=judge)
-    train_ids, held_ids = (set(ids.tolist()) for ids in split(12, 3))
+    train_ids, held_ids = (set(ids.tolist()) for ids in split(range(12), 3))
     assert [rate for _, rate in asked] == [0, 0.5] * 2
     assert all(ids <= own for (ids, _), own in zip(asked, (train_ids, train_ids, held_ids, held_ids)))
     assert [row["right kind and colour"] for row in rows] == [1] * 4
@@ -244,7 +244,7 @@ def test_variations_are_compared_with_other_classes_and_with_training_pictures(r
     letter = torch.tensor([ord(row["file"][0]) for row in rows])
     other = (ours @ given.T).masked_fill(letter[:, None] == letter, -2).amax(1)
     assert [row["like another class"] for row in rows] == pytest.approx(other.tolist(), abs=5e-3)
-    x = torch.stack([to_square(open_rgb(path), 64) for path in paths])[split(12, 3)[0]]
+    x = torch.stack([to_square(open_rgb(path), 64) for path in paths])[split(range(12), 3)[0]]
     copied = (ours @ run.base.clip.embed(torch.cat([x, x.flip(-1)])).T).amax(1)
     assert [row["like a training picture"] for row in rows] == pytest.approx(copied.tolist(), abs=5e-3)
 

@@ -140,7 +140,7 @@ def test_run_folder_holds_what_the_design_says(run_folder):
 def test_the_condition_is_centred_with_unit_spread(run_folder, flowers, base):
     run = load_run(run_folder, device="cpu")
     paths = [picture.path for picture in scan(flowers, 64).pictures]
-    train_ids, _ = split(len(paths), seed=0)
+    train_ids, _ = split(paths, seed=0)
     cond = run.condition(encode(base, paths)[1])[train_ids]
     assert_close(cond.mean((0, 1)), torch.zeros(128), atol=1e-4, rtol=0)
     assert_close(cond.square().mean().sqrt().item(), 1.0, atol=1e-4, rtol=0)
@@ -191,10 +191,29 @@ def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):
 
 def test_split_holds_out_a_tenth_and_at_least_one():
     for n, held in ((2, 1), (10, 1), (29, 2), (200, 20)):
-        train_ids, held_ids = split(n, seed=0)
+        train_ids, held_ids = split(range(n), seed=0)
         assert len(held_ids) == held and sorted([*train_ids.tolist(), *held_ids.tolist()]) == list(range(n))
-    with pytest.raises(ValueError, match="at least 2"):
-        split(1, seed=0)
+    for alone in ["a"], ["a", "a"]:
+        with pytest.raises(ValueError, match="at least 2"):
+            split(alone, seed=0)
+
+
+def test_the_split_of_distinct_pictures_is_a_seeded_permutation_as_ever():
+    for n, seed in ((2, 0), (12, 3), (200, 7), (201, 2**32 - 1)):
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        held = max(1, n // 10)
+        train_ids, held_ids = split([f"{i}.png" for i in range(n)], seed)
+        assert torch.equal(train_ids, order[held:].sort().values)
+        assert torch.equal(held_ids, order[:held].sort().values)
+
+
+def test_a_picture_of_five_captions_is_trained_on_or_held_out_as_a_whole():
+    pictures = [f"{i // 5}.png" for i in range(200)]
+    train_ids, held_ids = (ids.tolist() for ids in split(pictures, seed=0))
+    assert len(held_ids) == 20 and sorted(train_ids + held_ids) == list(range(200))
+    assert not {pictures[i] for i in train_ids} & {pictures[i] for i in held_ids}
+    once = split([f"{i}.png" for i in range(40)], seed=0)[1]
+    assert {pictures[i] for i in held_ids} == {f"{i}.png" for i in once.tolist()}
 
 
 def test_batches_depend_on_seed_and_step_alone_and_drop_a_tenth_of_the_conditions():
@@ -331,7 +350,7 @@ def test_captions_count_however_long_and_many_they_are(base, tmp_path):
         embed_texts(base, texts)
     out = train(tmp_path, steps=1, batch=2, sample_every=9, out=tmp_path / "run", device="cpu")
     kept = torch.load(out / "adapter.pt", weights_only=True)["mu_text"]
-    ids = split(12, 0)[0].tolist()
+    ids = split(range(12), 0)[0].tolist()
     cut = [embed_texts(base, [texts[i]], cut=True) for i in ids]
     assert_close(kept, torch.cat(cut).mean(0))
     assert_close(embed_texts(base, texts, cut=True, batch=5)[ids], torch.cat(cut))

@@ -5,7 +5,7 @@ stage and class embedding, in one file or several), a CLIP and its BPE merges; t
 such a folder. B batch, C h w latent, D CLIP embedding width, M U-Net's context width, K condition tokens.
 """
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,13 +144,20 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def split(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of training and held-out pictures: a tenth, at least one, is held out. ValueError below two pictures."""
-    if n < 2:
-        raise ValueError(f"{n} readable picture: at least 2 are needed, one of them is held out")
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    held = max(1, n // 10)
-    return order[held:].sort().values, order[:held].sort().values
+def split(pictures: Sequence[Hashable], seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the training and of the held-out entries of a data set, both ascending.
+
+    A tenth of the distinct pictures, at least one, is held out. A picture that has several captions
+    stands in the list once for each of them: all its entries fall on the same side, as otherwise
+    held-out pictures would be trained on. ValueError: fewer than two distinct pictures.
+    """
+    distinct = list(dict.fromkeys(pictures))
+    if len(distinct) < 2:
+        raise ValueError(f"{len(distinct)} readable picture: at least 2 are needed, one of them is held out")
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
+    held_out = {distinct[i] for i in order[: max(1, len(distinct) // 10)].tolist()}
+    is_held_out = torch.tensor([picture in held_out for picture in pictures])  # N
+    return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
 
 
 @dataclass
@@ -203,7 +210,7 @@ def known(run: Run) -> tuple[list[Picture], Tensor, Tensor]:
     found = scan(data, run.base.size).pictures
     if [str(picture.path.relative_to(data)) for picture in found] != run.pictures:
         raise ValueError(f"{data} no longer has this run's {len(run.pictures)} pictures: put them back or train again")
-    return found, *split(len(found), run.config["seed"])
+    return found, *split([picture.path for picture in found], run.config["seed"])
 
 
 def load_run(run: str | Path, weights: str | Path | None = None, device: str | None = None) -> Run:

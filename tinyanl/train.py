@@ -86,7 +86,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     # The frozen base, the pictures, what is trained
     base = load_base(weights, device)
     folder = scan(data, base.size)
-    train_ids, held_ids = split(len(folder.pictures), seed)
+    train_ids, held_ids = split([picture.path for picture in folder.pictures], seed)
     torch.manual_seed(seed)
     model = tunable(base, tune, tokens, ratio).to(base.device)
     changing = [p for name, p in trained(model).items() if tokens > 1 or not DEAD.search(name)]
