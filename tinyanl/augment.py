@@ -19,7 +19,7 @@ from .data import describe, scan
 from .encode import embed_pictures, encode
 from .metrics import nearest_similarity
 from .models import Run, known, load_run
-from .runs import command, save
+from .runs import command, mistakes_in_one_line, save
 from .sample import check_sampling, sample, sampling_arguments, to_uint8
 
 PART = 32  # pictures whose variations are painted and saved together
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--mask-rate", type=float, default=0.3, help="hidden share of the condition (default %(default)s)")
     sampling_arguments(p)
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p):
         if args.per_image < 1 or not 0 <= args.mask_rate <= 1:
             raise ValueError(f"--per-image {args.per_image} must be at least 1, --mask-rate {args.mask_rate} in [0, 1]")
         if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -81,8 +81,6 @@ def main(argv: list[str] | None = None) -> None:
         strayed = (other > likeness).float().mean()
         print(f"{len(rows)} pictures in {args.out}; cosine with their own {likeness.mean():.3f}, with the nearest "
               f"training picture {copied.mean():.3f}; {strayed:.1%} are more like another class")
-    except (ValueError, OSError) as error:
-        p.error(error)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .experiments.judge import CLASSES, Network, class_of, judged, pictures, sha
 from .metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity, precision_recall,
                       retrieval)
 from .models import Base, Run, generator, known, load_run
-from .runs import command, save
+from .runs import command, mistakes_in_one_line, save
 from .sample import check_sampling, sample, sampling_arguments, to_uint8
 from .weights import inspect
 
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--inception", type=Path, help="released FID weights: adds FID and Inception Score")
     sampling_arguments(p)
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p):
         check_sampling(args)
         if not all(0 <= rate <= 1 for rate in args.rates) or args.n % EACH or args.n < 2 * EACH:
             raise ValueError(f"--rates {args.rates}: 0 to 1; --n {args.n}: a multiple of {EACH}, at least {2 * EACH}")
@@ -138,8 +138,6 @@ def main(argv: list[str] | None = None) -> None:
                         args.seed, judge, network)
         save(json.dumps({"judge's accuracy": accuracy, "rows": rows}, indent=1), args.run / "evaluation.json")
         print(table(rows) + (f"\n\nThe judge knows {accuracy:.1%} of real flowers." if judge else ""))
-    except (ValueError, OSError) as error:
-        p.error(error)
 
 
 if __name__ == "__main__":

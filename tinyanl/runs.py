@@ -3,12 +3,13 @@ this run's alone, the state to resume from, signals that wait for the end of a s
 """
 import argparse
 import contextlib
+import errno
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +38,53 @@ def command(name: str, doc: str) -> argparse.ArgumentParser:
     return p
 
 
+@contextlib.contextmanager
+def handling_signals(handler: Callable[[int, object], None], *numbers: int) -> Iterator[dict]:
+    """Within it, `handler` answers these signals, except those that are ignored: that is nohup's
+    wish. Yields number -> what answered before. Outside the main thread Python cannot listen, and
+    nothing changes."""
+    usual = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                usual[number] = signal.signal(number, handler)
+    try:
+        yield usual
+    finally:
+        for number, earlier in usual.items():
+            signal.signal(number, earlier)
+
+
+def interrupt(number: int, frame: object) -> None:
+    """A signal's handler that does what Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def mistakes_in_one_line(p: argparse.ArgumentParser,
+                         stopped: str = "stopped: nothing was kept") -> Iterator[None]:
+    """Around the work of a command: a traceback is for mistakes of the program, not of its user.
+
+    What its user got wrong ends it with one line and exit 2. Ctrl-C, SIGTERM and a terminal that
+    closes end it with one line and exit 130: the text of the KeyboardInterrupt, or `stopped`. A
+    reader of its output that has left (`| head`) ends it without a word, and exit 141 as the shell
+    has it.
+    """
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    try:
+        with handling_signals(interrupt, signal.SIGTERM, hangup):
+            yield
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is still buffered once more as it ends: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        p.exit(141)
+    except (ModuleNotFoundError, OSError, ValueError) as error:
+        p.error(str(error))
+    except KeyboardInterrupt as stop:
+        p.exit(130, f"{p.prog}: {str(stop) or stopped}\n")
+
+
 def peak_megabytes(device: torch.device) -> float | None:
     """The most memory that this process has held: of the GPU, or else as Linux counts it; None on other systems."""
     if device.type == "cuda":
@@ -62,22 +110,28 @@ def save(content: dict | str | Image.Image, path: Path) -> None:
     torchrun's processes the first one writes. OSError: it cannot be written; the old file is still there."""
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return
-    part = path.with_name(f".part-{path.name}")  # the suffix tells Pillow the format
+    part = path.with_name(f".part-{path.name}")
     try:
-        if isinstance(content, Image.Image):
-            content.save(part)
-        elif isinstance(content, str):
-            part.write_text(content, encoding="utf-8")
-        else:
-            torch.save(content, part)
-        with open(part, "r+b") as file:
+        with open(part, "wb") as file:
+            if isinstance(content, Image.Image):
+                content.save(file, format=Image.registered_extensions()[path.suffix])
+            elif isinstance(content, str):
+                file.write(content.encode())
+            else:
+                torch.save(content, file)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
+    except (OSError, RuntimeError) as error:
+        # torch raises a RuntimeError of its own while it handles that of the file
+        cause = error if isinstance(error, OSError) else error.__context__
         free = shutil.disk_usage(path.parent).free
         part.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written ({one_line(error)}; {free:,} bytes are free there): what was there "
-                      "before is whole. Make room and try again") from error
+        is_full = getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "Make room and try again" if is_full else "Mend that and try again"
+        reason = f"{one_line(cause or error)}; {free:,} bytes are free there"
+        raise OSError(f"{path} cannot be written ({reason}): what was there before is whole. "
+                      f"{remedy}") from error
 
 
 def load(path: Path, names: set[str]) -> dict:
@@ -98,7 +152,8 @@ def load(path: Path, names: set[str]) -> dict:
 
 def claim(out: Path) -> IO | None:
     """Make the run folder and hold it until the returned file is closed or this process ends, however it ends.
-    OSError: it cannot be written to, or another process holds it."""
+    OSError: it cannot be written to, or another process holds it. Some network file systems have no
+    locks: there the run goes on, and says that nothing keeps another one out."""
     out.mkdir(parents=True, exist_ok=True)
     lock = open(out / ".lock", "w")
     try:
@@ -106,6 +161,9 @@ def claim(out: Path) -> IO | None:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # POSIX allows either
         raise OSError(f"{out} is in use by another process: wait for it, or choose another --out") from error
+    except OSError as error:
+        print(f"unguarded  the file system of {out} has no locks ({one_line(error)}): start no "
+              "other run there")
     return lock
 
 
@@ -133,18 +191,11 @@ def earlier_state(out: Path, config: dict, resume: bool, overwrite: bool) -> dic
 def noting_signals() -> Iterator[list[int]]:
     """Within it, a first Ctrl-C or SIGTERM only goes into the list, for a loop to stop between two steps; a second one
     does what it always does. Outside the main thread Python cannot listen: both do what they always do."""
-    noted, usual = [], {}
+    noted = []
 
     def note(number: int, frame: object) -> None:
         noted.append(number)
         signal.signal(number, usual[number])
 
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup's wish is respected
-                usual[number] = signal.signal(number, note)
-    try:
+    with handling_signals(note, signal.SIGINT, signal.SIGTERM) as usual:
         yield noted
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)

@@ -21,7 +21,7 @@ from .data import describe, scan
 from .encode import embed_texts, encode
 from .masking import guided, mask_condition
 from .models import Run, load_run
-from .runs import command
+from .runs import command, mistakes_in_one_line
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     sampling_arguments(p)
     p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p):
         check_sampling(args)
         if not 0 <= args.mask_rate <= 1 or not math.isfinite(args.guidance):
             raise ValueError(f"--mask-rate {args.mask_rate} must be between 0 and 1, --guidance {args.guidance} finite")
@@ -127,8 +127,6 @@ def main(argv: list[str] | None = None) -> None:
         to_pil_image(make_grid(x, nrow=max(1, round(args.n**0.5)), pad_value=255)).save(out / "grid.png")
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
         (out / "sample.json").write_text(json.dumps(settings, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        p.error(error)
     print(f"{args.n} pictures and {out / 'grid.png'}")
 
 

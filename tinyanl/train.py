@@ -26,7 +26,8 @@ from .data import describe, open_rgb, scan, to_square
 from .encode import IN_MEMORY, NEUTRAL, embed_texts, encode
 from .loss import COND_DROP, Loss, denoising_loss, gradients, held_out_batch, rehearse, training_batch
 from .models import Run, generator, load_base, split
-from .runs import claim, command, earlier_state, join_processes, noting_signals, peak_megabytes, save
+from .runs import (claim, command, earlier_state, join_processes, mistakes_in_one_line, noting_signals, peak_megabytes,
+                   save)
 from .sample import filmstrip, sample, to_uint8
 from .tune import DEAD, TUNES, trained, tunable
 
@@ -238,12 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--uncentred", action="store_true", help="do not subtract the mean embedding, to compare")
     p.add_argument("--dry-run", action="store_true", help="say everything, time three steps, write nothing")
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p, stopped="stopped; --resume goes on from what was saved"):
         train(**vars(args))
-    except (ValueError, OSError) as error:
-        p.error(error)
-    except KeyboardInterrupt as stop:
-        p.exit(130, f"{p.prog}: {str(stop) or 'stopped; --resume goes on from what was saved'}\n")
 
 
 if __name__ == "__main__":

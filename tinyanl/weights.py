@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import re
+import signal
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -183,4 +184,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # Windows has none
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` leaves early: end without a word
     raise SystemExit(main())

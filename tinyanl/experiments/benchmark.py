@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluate import table
 from ..models import Base, Run, half, pick_device
-from ..runs import command
+from ..runs import command, mistakes_in_one_line
 from ..schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
 from ..tune import DEAD, trained, tunable
 from ..unet import UNet
@@ -138,12 +138,10 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--compile", action="store_true", help="torch.compile all contestants")
     p.add_argument("--vs-diffusers", action="store_true", help="beside diffusers (pip install diffusers)")
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p):
         if min(args.batch, args.rounds) < 1:
             raise ValueError(f"--batch {args.batch} and --rounds {args.rounds} must be at least 1")
         print(table(benchmark(**vars(args))))
-    except (ModuleNotFoundError, ValueError, OSError) as error:
-        p.error(error)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..evaluate import table
 from ..flowers import KINDS, write
 from .judge import Judge, judged, pictures, share
 from ..models import Base, Run, generator, half, load_run
-from ..runs import command, save
+from ..runs import command, mistakes_in_one_line, save
 
 CONFIDENCE, SMOOTHING, UNLABELLED = 0.9, 0.1, 600  # of a guess that counts; of labels; pictures
 WEAK = v2.Compose([v2.RandomHorizontalFlip(), v2.RandomCrop(64, padding=4, padding_mode="reflect")])
@@ -133,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--seeds", type=int, default=3, help="runs of each (default %(default)s)")
     p.add_argument("--steps", type=int, default=1600, help="of the small network (default %(default)s)")
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
         if min(*args.labels, args.seeds, args.steps) < 1 or max(args.labels) > 16:
             raise ValueError("--labels must be 1 to 16, --seeds and --steps at least 1")
         draw_sets(args.folder)
@@ -142,8 +142,6 @@ def main(argv: list[str] | None = None) -> None:
                                     f"{args.folder / 'unlabelled'} --out {args.folder / 'run'}")
         run = load_run(args.folder / "run")
         print(table(compare(run, args.folder, args.labels, args.seeds, steps=args.steps)))
-    except (ValueError, OSError) as error:
-        p.error(error)
 
 
 if __name__ == "__main__":

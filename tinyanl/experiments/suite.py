@@ -28,7 +28,7 @@ from ..evaluate import EACH, evaluate, text_figures
 from ..flowers import write
 from .judge import pictures, train_judge
 from ..models import known, load_run
-from ..runs import command, load, save
+from ..runs import command, load, mistakes_in_one_line, save
 from ..sample import check_sampling, filmstrip, sampling_arguments, to_uint8
 from .semi_supervised import compare, draw_sets
 from ..tune import TUNES
@@ -188,14 +188,12 @@ def main(argv: list[str] | None = None) -> None:
     sampling_arguments(p)
     p.set_defaults(steps=20)
     args = p.parse_args(argv)
-    try:
+    with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
         check_sampling(args)
         if args.n % EACH or args.n < 2 * EACH:
             raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}")
         suite(args.folder, args.n, args.steps, args.seed, args.weights, args.device)
         print(args.folder / "results.json")
-    except (ValueError, OSError) as error:
-        p.error(error)
 
 
 if __name__ == "__main__":

@@ -238,12 +238,10 @@ def main(argv: list[str] | None = None) -> None:
     args = vars(p.parse_args(argv))
     if min(args.get("steps", 1), args.get("batch", 1), args.get("looks", 2) - 1) < 1:
         p.error("--steps and --batch must be at least 1, --looks at least 2")
-    try:
-        with claim(args["out"]):
-            for name, figure in parts[args.pop("part")](**args).items():
-                print(f"{name}: {figure:.4g}")
-    except (ValueError, OSError) as error:
-        p.error(error)
+    with (mistakes_in_one_line(p, "stopped: the same command goes on from what was saved"),
+          claim(args["out"])):
+        for name, figure in parts[args.pop("part")](**args).items():
+            print(f"{name}: {figure:.4g}")
 
 
 if __name__ == "__main__":
