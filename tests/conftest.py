@@ -21,6 +21,6 @@ def exact_and_quick():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for module in (models, semi_supervised):
-            patch.setattr(module, "half", lambda device: device.type == "cuda")
+            patch.setattr(module, "has_bf16", lambda device: device.type == "cuda")
         patch.setattr(train, "sample", partial(sample.sample, steps=2))
         yield

@@ -44,7 +44,7 @@ def test_every_contestant_runs_and_is_compared(capsys):
 @pytest.mark.skipif(not (shutil.which("g++") and Path(sysconfig.get_path("include"), "Python.h").exists()),
                     reason="torch.compile makes C++ for a CPU: it needs g++ and Python's headers")
 def test_a_compiled_training_step_is_the_plain_one(monkeypatch):
-    monkeypatch.setattr(module, "half", lambda device: False)
+    monkeypatch.setattr(module, "has_bf16", lambda device: False)
     found = {}
     for compile in (False, True):
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 from tinyanl.data import scan
 from tinyanl.encode import embed_pictures, embed_texts, encode
 from tinyanl.flowers import BACKGROUNDS, COLOURS, KINDS, write
-from tinyanl.models import half, load_run
+from tinyanl.models import has_bf16, load_run
 from tinyanl.sample import sample, to_uint8
 from tinyanl.train import split, train
 from tinyanl.tune import tunable
@@ -32,7 +32,7 @@ def share_of_flowers(run, cond, seeds):
 
 @pytest.mark.slow
 def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinyanl.models.half", half)  # as a user trains, not as conftest.py would
+    monkeypatch.setattr("tinyanl.models.has_bf16", has_bf16)  # as a user trains, not as conftest.py would
     data = tmp_path / "flowers"
     write(data)
     run = load_run(train(data, out=tmp_path / "run"))

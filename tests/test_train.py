@@ -17,7 +17,7 @@ from tinyanl.data import scan, to_square
 from tinyanl.encode import embed_texts, encode
 from tinyanl.flowers import draw
 from tinyanl.loss import denoising_loss, held_out_batch, training_batch
-from tinyanl.models import EMBEDDED, Run, half, load_base, load_run, split
+from tinyanl.models import EMBEDDED, Run, has_bf16, load_base, load_run, split
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import main as train_main, train
 from tinyanl.tune import tunable
@@ -58,17 +58,18 @@ def random_batch(base, n=2):
     return z0, torch.randn(n, base.clip.dim, generator=g), torch.arange(n) * 300 + 100, eps
 
 
-def test_half_precision_is_close_and_the_device_decides_on_it(base, monkeypatch):
+def test_bf16_is_close_and_the_device_decides_on_it(base, monkeypatch):
     z0, cond, t, _ = random_batch(base)
     for tune in ("anl", "all"):
         model = tunable(base, tune)
-        exact, quick = (Run(replace(base, half=on), model, None, None, 1.0, {}, []).bind(cond)(z0, t).detach()
+        exact, quick = (Run(replace(base, bf16=on), model, None, None, 1.0, {}, []).bind(cond)(z0, t).detach()
                         for on in (False, True))
         assert quick.dtype == torch.float32 and 1e-5 < (quick - exact).norm() / exact.norm() < 0.03
     for native in (False, True):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
-        assert half(torch.device("cpu")) is native is half(torch.device("cuda")) and not half(torch.device("mps"))
+        assert has_bf16(torch.device("cpu")) is native is has_bf16(torch.device("cuda"))
+        assert not has_bf16(torch.device("mps"))
 
 
 def test_base_is_frozen_in_eval_mode_and_float32(base):
@@ -150,7 +151,7 @@ def test_a_fresh_process_predicts_the_same_bit_for_bit(run_folder, base, tmp_pat
     code = """if True:
         import sys, torch
         from tinyanl import models
-        models.half = lambda device: False  # as in conftest.py
+        models.has_bf16 = lambda device: False  # as in conftest.py
         run = models.load_run(sys.argv[1], device="cpu")
         z, cond, t = torch.load(sys.argv[2])
         with torch.no_grad():
@@ -372,7 +373,7 @@ def test_sample_command_numbers_its_folders_so_that_earlier_pictures_stay(run_fo
 PROCESSES = """if True:
     import sys
     from tinyanl import models, train
-    models.half = lambda device: False  # as in conftest.py
+    models.has_bf16 = lambda device: False  # as in conftest.py
     train.main(sys.argv[1:])
 """
 

@@ -83,7 +83,7 @@ def test_training_moves_these_tensors_alone_and_the_run_comes_back(tune, base, t
     train.train(tmp_path, tune=tune, tokens=tokens, steps=2, batch=2, out=out, resume=True, device="cpu")
     assert torch.equal(load_run(out, device="cpu").bind(cond)(z, t), eps)
     assert sample(run, cond, steps=2).shape == (2, 3, 64, 64)
-    monkeypatch.setattr(models, "half", lambda device: True)
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
     rounded = load_run(out, device="cpu")  # once, to what autocast makes of the weights at every evaluation
     assert rounded.bind(cond)(z, t).dtype == torch.float32
     assert {p.dtype for run in (rounded.base.unet, rounded.model) for name, p in run.named_parameters()

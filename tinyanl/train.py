@@ -99,7 +99,7 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     print(f"data       {describe(folder)}; {len(held_ids)} held out\n"
           f"base       {base.name}\n"
           f"sizes      {base.size} px pictures, latents {base.latent_shape}, condition of {base.clip.dim} numbers\n"
-          f"device     {base.device}, {'bf16 autocast' if base.half else 'float32'}\n"
+          f"device     {base.device}, {'bf16 autocast' if base.bf16 else 'float32'}\n"
           f"trainable  {trainable:,} parameters ({tune}), {trainable / total:.0%} of the total {total:,}"
           + f"; {dead:,} of them have no effect at one condition token" * bool(dead) + "\n"
           f"training   {steps} steps, effective batch {batch}" + f" in {parts} parts" * (parts > 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluate import table
-from ..models import Base, Run, half, pick_device
+from ..models import Base, Run, has_bf16, pick_device
 from ..runs import command, mistakes_in_one_line
 from ..schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
 from ..tune import DEAD, trained, tunable
@@ -36,7 +36,7 @@ def ours(shape: str, what: str, device: torch.device) -> Contestant:
     side, sizes = SHAPES[shape]
     unet, width = UNet(3, 3, *sizes).to(device).requires_grad_(False), sizes[-1]
     clip, null = SimpleNamespace(dim=width), torch.zeros(1, 1, width, device=device)
-    base = Base(unet, None, clip, None, null, 0, device, shape, half(device))
+    base = Base(unet, None, clip, None, null, 0, device, shape, has_bf16(device))
     model = tunable(base, {"sample": "attention", "sample anl": "anl"}.get(what, what)).to(device)
     changing = [p for name, p in trained(model).items() if not DEAD.search(name)]
     run = Run(base, model, torch.zeros(width), torch.zeros(width), 1.0, {}, [])
@@ -55,8 +55,8 @@ def theirs(shape: str, what: str, device: torch.device) -> Contestant:
     for name, p in unet.named_parameters():
         p.requires_grad_(what == "all" or what == "attention" and ".attentions." in name)
     changing = [p for p in unet.parameters() if p.requires_grad]
-    own = torch.bfloat16 if half(device) and not changing else torch.float32
-    network = torch.autocast(device.type, torch.bfloat16, enabled=half(device))(unet.to(own))
+    own = torch.bfloat16 if has_bf16(device) and not changing else torch.float32
+    network = torch.autocast(device.type, torch.bfloat16, enabled=has_bf16(device))(unet.to(own))
     return lambda cond: lambda z, t: network(z.to(own), t, cond[:, None].to(own)).sample.float(), changing
 
 
@@ -101,7 +101,7 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
     if cuda:
         torch.cuda.set_device(device)  # which synchronize and the counters of memory look at
     evaluations, n = (EVALUATIONS, 8192) if cuda else (2, 2048)
-    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half(device) else torch.float32)
+    a = torch.randn(n, n, device=device, dtype=torch.bfloat16 if has_bf16(device) else torch.float32)
     most = 2 * n**3 / min(seconds(lambda: a @ a, device) for _ in range(20))
     z, cond = torch.randn(batch, 3, side, side, device=device), torch.randn(batch, sizes[-1], device=device)
     who = dict.fromkeys(("train anl", "train attention", "train all", "sample anl", "sample"), ours)
@@ -124,7 +124,7 @@ def benchmark(shape: str = "embedded", batch: int = 32, rounds: int = 5, device:
         row["of the limit"] = flops.get_total_flops() / median / most
         peer = rows.get("diffusers " + {"train anl": "train attention", "sample anl": "sample"}.get(name, name))
         row["ratio"] = row["images/s"] / peer["images/s"] if peer else None
-    print(f"{shape}, batch {batch}, {device}{', bf16' * half(device)}{', compiled' * compile}; a matrix product "
+    print(f"{shape}, batch {batch}, {device}{', bf16' * has_bf16(device)}{', compiled' * compile}; a matrix product "
           f"reaches {most / 1e9:,.0f} GFLOP/s")
     return list(rows.values())
 

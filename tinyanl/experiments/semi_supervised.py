@@ -24,7 +24,7 @@ from ..encode import embed_pictures, embed_texts
 from ..evaluate import table
 from ..flowers import KINDS, write
 from .judge import Judge, judged, pictures, share
-from ..models import Base, Run, generator, half, load_run
+from ..models import Base, Run, generator, has_bf16, load_run
 from ..runs import command, mistakes_in_one_line, save
 
 CONFIDENCE, SMOOTHING, UNLABELLED = 0.9, 0.1, 600  # of a guess that counts; of labels; pictures
@@ -62,7 +62,7 @@ def fixmatch(x: Tensor, y: Tensor, unlabelled: Tensor | None, more: tuple[Tensor
         if unlabelled is not None:
             u = unlabelled[torch.randint(len(unlabelled), (2 * batch,), generator=g)]
             inputs += [views(WEAK, u), views(STRONG, u)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=half(torch.device("cpu"))):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
             logits = model(torch.cat(inputs))[1].float().split([len(part) for part in inputs])
         loss = F.cross_entropy(logits[0], truth, label_smoothing=SMOOTHING)
         if unlabelled is not None:
