@@ -14,7 +14,7 @@ LEAVES = "schedule autoencoder unet clip tokenizer anl masking checkpoint data m
 # Each of these may import what stands before it, and every leaf.
 MIDDLE = "weights runs tune models encode sample loss train experiments.judge evaluate augment".split()
 EXPERIMENTS = [f"experiments.{name}" for name in "semi_supervised suite benchmark".split()]
-PRETRAIN = [f"pretrain.{name}" for name in "emoji art stages __main__".split()]
+PRETRAIN = [f"pretrain.{name}" for name in "emoji merges codes art families stages __main__".split()]
 ORDER = [*MIDDLE, *EXPERIMENTS, *PRETRAIN]
 MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
                  if path.stem != "__init__")

@@ -1,17 +1,21 @@
 """Pretraining on drawn shapes: art and captions, twenty deterministic steps, resuming, and weights that load."""
+import gzip
 import itertools
 import json
 import random
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from tinyanl.pretrain import stages as pretrain
-from tinyanl.autoencoder import Quantizer
 from tinyanl.pretrain.art import COLOURS, composite, read_art, say
+from tinyanl.pretrain.codes import k_means
+from tinyanl.pretrain.merges import learn_merges, write_merges
 from tinyanl.models import load_base
+from tinyanl.tokenizer import Tokenizer
 from tinyanl.train import train
 from tinyanl.weights import load_checkpoint
 
@@ -200,16 +204,35 @@ def test_all_words_of_a_caption_are_in_the_description():
 def test_codes_are_the_means_of_what_is_nearest_to_them():
     torch.manual_seed(0)
     clusters = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
-    z = (clusters[torch.arange(300) % 3] + torch.randn(300, 2) * 0.1).T.reshape(1, 2, 20, 15)
-    quantizer = Quantizer(16, 2)
-    quantizer.learn_codes(z, rounds=30)
-    flat = z.flatten(2)[0].T
-    nearest = torch.cdist(flat, quantizer.embedding.weight).argmin(1)
+    points = clusters[torch.arange(300) % 3] + torch.randn(300, 2) * 0.1
+    codes = k_means(points, 16, rounds=30)
+    nearest = torch.cdist(points, codes).argmin(1)
     for code in nearest.unique():
-        torch.testing.assert_close(quantizer.embedding.weight[code], flat[nearest == code].mean(0))
-    first = Quantizer(16, 2)
-    first.learn_codes(z, rounds=0)
-    assert (quantizer(z) - z).square().mean() < 0.8 * (first(z) - z).square().mean()
+        torch.testing.assert_close(codes[code], points[nearest == code].mean(0))
+    first = k_means(points, 16, rounds=0)
+    error, first_error = (torch.cdist(points, some).amin(1).square().mean() for some in (codes, first))
+    assert error < 0.8 * first_error
+
+
+def test_each_learned_merge_is_the_most_frequent_pair_of_its_time(tmp_path):
+    """By the definition: cut the text with the merges so far, count the pairs of neighbours, compare."""
+    words = "low " * 5 + "lower " * 2 + "newest " * 6 + "Widest " * 3  # the example of Sennrich et al.
+    write_merges(learn_merges([words], 10), tmp_path / "merges.gz")
+    merges = gzip.decompress((tmp_path / "merges.gz").read_bytes()).decode().splitlines()[1:]
+    assert len(merges) == 10 and merges[0] == "s t</w>" and merges[1] == "e st</w>"
+    for n, merge in enumerate(merges):
+        (tmp_path / "so_far").write_text("\n".join(["#version: test", *(merges[:n] or ["x y"])]))
+        tokenizer, pairs = Tokenizer(tmp_path / "so_far"), Counter()
+        for word in words.lower().split():
+            pairs.update(itertools.pairwise(tokenizer.vocab[i] for i in tokenizer.encode(word)))
+        assert pairs[tuple(merge.split())] == max(pairs.values())
+
+
+def test_learning_ends_where_every_word_is_one_symbol(tmp_path):
+    write_merges(learn_merges(["cat cab", "cat"], 99), tmp_path / "merges.gz")
+    tokenizer = Tokenizer(tmp_path / "merges.gz")
+    assert tokenizer.vocab_size == 512 + 2 + 3  # c a, ca t</w>, ca b</w>
+    assert [len(tokenizer.encode(word)) for word in ("cat", "cab", "tab")] == [1, 1, 3]
 
 
 @pytest.mark.parametrize("line, said", [

@@ -154,18 +154,6 @@ class Quantizer(nn.Module):
         index = torch.stack([torch.cdist(x, self.embedding.weight).argmin(1) for x in flat])  # B N: N x V at a time
         return rearrange(self.embedding(index), "b (h w) c -> b c h w", h=z.shape[2])
 
-    @torch.no_grad()
-    def learn_codes(self, z: Tensor, rounds: int = 10) -> None:
-        """Spread the codes over latents z (B C h w) by k-means (Lloyd's algorithm), from latents drawn at random."""
-        flat = rearrange(z, "b c h w -> (b h w) c")
-        codes = flat[torch.randperm(len(flat))[: self.embedding.num_embeddings]]              # V C
-        for _ in range(rounds):
-            nearest = torch.cat([torch.cdist(x, codes).argmin(1) for x in flat.split(4096)])
-            count = torch.bincount(nearest, minlength=len(codes))[:, None]                    # V 1
-            mean = torch.zeros_like(codes).index_add_(0, nearest, flat) / count.clamp(min=1)
-            codes = torch.where(count > 0, mean, codes)  # a code that nothing is nearest to stays
-        self.embedding.weight.copy_(codes)
-
 
 class Autoencoder(nn.Module):
     """VQ where `codes` is a number, KL where it is None. Defaults are VQ-f4 of cin256-v2: 55,322,782 parameters."""

@@ -100,11 +100,11 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, dim))
 
-    def tokens(self, x: Tensor, layers: int | None = None) -> Tensor:
-        """What the tower makes of the class token and every patch after some of its layers (None: all), (B N W)."""
+    def tokens(self, x: Tensor) -> Tensor:
+        """Images (B 3 R R) -> what the tower makes of the class token and of every patch (B N W)."""
         x = rearrange(self.conv1(x), "b w i j -> b (i j) w")                                  # B N-1 W
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)                 # B N W
-        return self.transformer.resblocks[:layers](self.ln_pre(x + self.positional_embedding))
+        return self.transformer(self.ln_pre(x + self.positional_embedding))                      # B N W
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ln_post(self.tokens(x)[:, 0]) @ self.proj                                 # B D

@@ -193,21 +193,6 @@ def save(folder: Path, pictures: Iterable[tuple[Image.Image, dict]], n: int) -> 
     part.rename(folder)
 
 
-def place(rows: list[dict], folder: Path, size: int = 64, seed: int = 0) -> None:
-    """A data set like the flowers, of other things: cut-outs, rows of "path", "label", "subgroup", on BACKGROUNDS."""
-    def laid():
-        for row in rows:
-            words, side = rng.choice(list(BACKGROUNDS)), rng.randint(3 * size, 4 * size)
-            page = background(words, rng, 4 * size, hue=rng.random())
-            front = ImageOps.pad(Image.open(row["path"]).convert("RGBA"), (side, side), color=(0, 0, 0, 0))
-            page.paste(front, (rng.randint(0, 4 * size - side), rng.randint(0, 4 * size - side)), front)
-            yield page.resize((size, size), Image.Resampling.LANCZOS), {
-                "text": f"a {row['label']} {words}", "tags": [row["label"]], "subgroup": row["subgroup"]}
-
-    rng = random.Random(f"{folder.name} {seed}")
-    save(folder, laid(), len(rows))
-
-
 def write(folder: str | Path, n: int = 200, size: int = 64, seed: int = 0) -> None:
     """Writes n flowers, 00000.png and on, and metadata.jsonl, {"file", "text", "tags", "subgroup"} a line. Different
     seeds share no flower. ValueError for too small an n or size, FileExistsError if the folder is not empty."""

@@ -15,7 +15,6 @@ Copy this file alone: it needs torch, ftfy and regex, nothing else of tinyanl. U
 import gzip
 import html
 import zlib
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -90,26 +89,6 @@ class Tokenizer:
         while best := min((p for p in pairwise(symbols) if p in self.ranks), key=self.ranks.get, default=None):
             symbols = join(symbols, best)
         return [self.ids[s] for s in symbols]
-
-    @classmethod
-    def learn(cls, texts: list[str], n: int, path: Path) -> "Tokenizer":
-        """Learn up to n merges from texts and write them to `path`, gzipped: always the most frequent pair of
-        neighbours, algorithm 1 of Sennrich et al."""
-        counts = Counter(word for text in texts for word in WORD.findall(clean(text)))
-        words, merges = {word: spell(word) for word in counts}, []
-        while len(merges) < n:
-            pairs = Counter()
-            for word, symbols in words.items():
-                for pair in pairwise(symbols):
-                    pairs[pair] += counts[word]
-            if not pairs:
-                break
-            merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))  # ties: the alphabetically last
-            words = {word: join(symbols, merges[-1]) for word, symbols in words.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = ["#version: learned by tinyanl", *map(" ".join, merges), ""]
-        path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))
-        return cls(path)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the cleaned text, without start and end."""

@@ -22,9 +22,11 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from .art import COLOURS, composite, read_art, say
+from .codes import k_means
+from .families import FAMILIES, place
+from .merges import learn_merges, write_merges
 from ..autoencoder import Autoencoder, Quantizer
 from ..clip import CLIP
-from ..flowers import place
 from ..metrics import frechet_distance, psnr, retrieval
 from ..models import fingerprint, generator, pick_device
 from ..runs import claim, command, load, save
@@ -35,7 +37,6 @@ from ..unet import UNet
 from ..weights import load_checkpoint
 
 SIZE, CONTEXT, MERGES, CODES = 64, 32, 1534, 16384  # pixels, tokens of a caption, merges, codes of the first stage
-FAMILIES = {"flowers": "plant-flower", "faces": "face-", "vehicles": "transport-ground"}  # how their subgroups begin
 LEARNING_RATE, SAVE_EVERY, ALPHA_BAR = 1e-3, 500, ldm_alpha_bar()
 show = lambda x, path, nrow=12: save_image(x, path, nrow=nrow, normalize=True, value_range=(-1, 1))
 frozen = lambda kind, path: kind.from_checkpoint(load_checkpoint(path)).requires_grad_(False).to(pick_device())
@@ -85,7 +86,8 @@ def clip(data: list[Path], out: Path, steps: int = 1500, batch: int = 256, seed:
     """CLIP's contrastive loss; a caption whose words are all in the description of another picture is no negative."""
     (train, held), figures = read_art(data).split(), {}
     facts = [say(row, colour, random.Random(0))[1] for row in train.rows for colour in COLOURS]
-    tokenizer = Tokenizer.learn(facts, MERGES, out / "merges.txt.gz")
+    write_merges(learn_merges(facts, MERGES), out / "merges.txt.gz")
+    tokenizer = Tokenizer(out / "merges.txt.gz")
 
     def batch_of(g: torch.Generator) -> tuple[Tensor, ...]:
         x, index, behind = composite(train, batch, SIZE, g)
@@ -126,6 +128,8 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
     latents white. The codes come last, by k-means; until then the decoder sees noise as large as their spacing."""
     train, held = read_art(data).split()
     critic = frozen(CLIP, out / "clip.pt")
+    whole = fingerprint(critic)
+    critic.visual.transformer.resblocks = critic.visual.transformer.resblocks[:3]  # what comes after is not looked at
     torch.manual_seed(seed)
     model = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt")) if init else Autoencoder(32)
     model.quantize = Quantizer(CODES, dim=3).requires_grad_(False)
@@ -135,7 +139,7 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
         return x, 0.06 * torch.randn(batch, 3, SIZE // 4, SIZE // 4, generator=g)  # latents have a variance of 1
 
     def look(x: Tensor) -> Tensor:
-        return F.normalize(critic.visual.tokens(critic.normalize(x), layers=3)[:, 1:].float(), dim=-1)
+        return F.normalize(critic.visual.tokens(critic.normalize(x))[:, 1:].float(), dim=-1)
 
     def loss_of(model: Autoencoder, x: Tensor, noise: Tensor) -> Tensor:
         z = model.encode(x)
@@ -146,9 +150,10 @@ def autoencoder(data: list[Path], out: Path, steps: int = 2600, batch: int = 32,
         return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * unlike + white
 
     model = fit(model, batch_of, loss_of, out / "training/autoencoder.pt", steps, seed, fast, batch=batch,
-                critic=fingerprint(critic), init=str(init), data=str(data)).cpu()
+                critic=whole, init=str(init), data=str(data)).cpu()
     x, _, _ = composite(train, max(CODES // 256, min(1024, steps * batch)), SIZE, generator(seed, steps))
-    model.quantize.learn_codes(torch.cat([model.encode(part) for part in x.split(64)]))
+    latents = torch.cat([model.encode(part) for part in x.split(64)])                         # N C h w
+    model.quantize.embedding.weight.copy_(k_means(latents.movedim(1, -1).flatten(0, 2), CODES))
     store(out / "ldm.ckpt", {"first_stage_model.": model})  # alone: a U-Net that was there knew other latents
     figures = {}
     for name, art in held.items():
