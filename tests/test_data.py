@@ -1,4 +1,5 @@
 """data.py against closed forms: what each mode's pixels become, where a crop lies, what a folder means."""
+import hashlib
 import io
 import json
 import warnings
@@ -8,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyanl.data import describe, open_rgb, scan, to_square
+from tinyanl.data import describe, file_identity, open_rgb, scan, to_square
 
 UNREADABLE = {"empty.png": b"", "text.png": b"not a picture", "html.jpg": b"<html>quota exceeded</html>"}
 
@@ -338,3 +339,18 @@ def test_one_picture_file_can_stand_for_a_folder(tmp_path):
     folder = scan(path, 16)
     assert folder == ([(path, None, None)], [], [], 1)
     assert scan(path, 10).enlarged == 0 and describe(scan(path, 10)) == "1 picture"
+
+
+# --- identity
+
+def test_an_identity_is_the_size_and_a_hash_of_the_first_64_kib(tmp_path):
+    beginning = bytes(range(256)) * 256                                            # 65536 bytes
+    contents = {"a": beginning + b"x", "b": beginning + b"y", "c": beginning + b"xy", "d": b"z" + beginning}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    identity = {name: file_identity(tmp_path / name) for name in contents}
+    assert identity["a"] == f"65537 {hashlib.sha256(beginning).hexdigest()[:16]}"
+    assert identity["a"] == identity["b"], "only what lies behind the first 64 KiB differs"
+    assert len(set(identity.values())) == 3, "another size, and another beginning"
+    with pytest.raises(OSError):
+        file_identity(tmp_path / "gone")

@@ -16,6 +16,7 @@ Copy this file alone: it needs torch, torchvision and tqdm, nothing else of tiny
     x = to_square(open_rgb(folder.pictures[0].path), size=64)
     print(describe(folder), tuple(x.shape), x.min().item(), x.max().item())
 """
+import hashlib
 import json
 import os
 import warnings
@@ -145,3 +146,14 @@ def read_metadata(root: Path) -> list[dict]:
             raise ValueError(f"{path}:{i}: {row['file']!r} is no file in {root}: mend the line or take it out")
         rows.append(row)
     return rows
+
+
+def file_identity(path: str | Path) -> str:
+    """Size in bytes and a hash of the first 64 KiB, such as "5120 9f86d081884c7d65".
+
+    Two pictures of one name and two identities are different pictures. What lies behind the first
+    64 KiB is not read, so that 200,000 pictures take seconds and not minutes. OSError: unreadable."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        beginning = file.read(1 << 16)
+    return f"{size} {hashlib.sha256(beginning).hexdigest()[:16]}"
