@@ -18,9 +18,9 @@ from torchvision.transforms.functional import to_pil_image
 from .data import describe, scan
 from .encode import embed_pictures, encode
 from .metrics import nearest_similarity
-from .models import Run, known, load_run
+from .models import Run, load_run, training_set
 from .runs import command, mistakes_in_one_line, save
-from .sample import check_sampling, sample, sampling_arguments, to_uint8
+from .sample import check_sampling, sample, sampling_arguments, to_uint8, trained_on_argument
 
 PART = 32  # pictures whose variations are painted and saved together
 
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--out", type=Path, required=True, help="new or empty folder for the variations")
     p.add_argument("--per-image", type=int, default=8, help="variations of each picture (default %(default)s)")
     p.add_argument("--mask-rate", type=float, default=0.3, help="hidden share of the condition (default %(default)s)")
+    trained_on_argument(p)
     sampling_arguments(p)
     args = p.parse_args(argv)
     with mistakes_in_one_line(p):
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         check_sampling(args)
         args.out.mkdir(parents=True, exist_ok=True)
         run = load_run(args.run, args.weights, args.device)
-        training, train_ids, _ = known(run)
+        training, train_ids, _ = training_set(run, args.trained_on)
         folder = scan(args.data, run.base.size)
         if not folder.classes:
             raise ValueError(f"{args.data} has no classes: put the pictures of each into a sub-folder of its own")
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         rows, ours, sources = [], [], []
         for start in range(0, len(paths), PART):
             part, seed = paths[start : start + PART], args.seed + start
-            x, own = augment(run, part, args.per_image, args.mask_rate, args.steps, seed)
+            x, own = augment(run, part, args.per_image, args.mask_rate, args.steps, seed % 2**32)
             for i, pictures in enumerate(x, start):
                 (args.out / (name := folder.classes[labels[i]])).mkdir(parents=True, exist_ok=True)
                 for j, picture in enumerate(pictures):

@@ -19,9 +19,9 @@ from .encode import embed_pictures, embed_texts, encode
 from .experiments.judge import CLASSES, Network, class_of, judged, pictures, share, train_judge
 from .metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity, precision_recall,
                       retrieval)
-from .models import Base, Run, generator, known, load_run
+from .models import Base, Run, TrainingSet, generator, load_run, training_set
 from .runs import command, mistakes_in_one_line, save
-from .sample import check_sampling, sample, sampling_arguments, to_uint8
+from .sample import check_sampling, sample, sampling_arguments, to_uint8, trained_on_argument
 from .weights import inspect
 
 EACH = 16  # samples of a condition
@@ -58,13 +58,13 @@ def measure(ours: dict[str, Tensor], theirs: dict[str, Tensor], training: Tensor
 
 def evaluate(run: Run, real: Tensor, rates: tuple[float, ...] = (0.0,), n: int = 512, steps: int = 50, seed: int = 0,
              judge: Network | None = None, network: Network | None = None,
-             sets: tuple[str, ...] = ("training", "held out")) -> list[dict]:
+             sets: tuple[str, ...] = ("training", "held out"), seen: TrainingSet | None = None) -> list[dict]:
     """A row of figures for each rate and set of conditions, and the floor. real (M 3 S S) uint8: pictures that the run
     has not seen, at least 2 n for a floor with as many samples. ValueError: too few samples for any figure."""
     if n % EACH or n < 2 * EACH or len(real) < n:
         raise ValueError(f"{n} samples against {len(real)} real pictures: a multiple of {EACH}, at least {2 * EACH}, "
                          "and no fewer real ones")
-    found, train_ids, held_ids = known(run)
+    found, train_ids, held_ids = seen or training_set(run)
     _, embeddings = encode(run.base, [p.path for p in found], latents=False)                  # P 2 D
     training, theirs, rows = embeddings[train_ids].flatten(0, 1), look(run.base, real[:n], judge, network), []
     for name in sets:
@@ -115,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--rates", type=float, nargs="+", default=[0.0], help="mask rates (default %(default)s)")
     p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
     p.add_argument("--inception", type=Path, help="released FID weights: adds FID and Inception Score")
+    trained_on_argument(p)
     sampling_arguments(p)
     args = p.parse_args(argv)
     with mistakes_in_one_line(p):
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         if not all(0 <= rate <= 1 for rate in args.rates) or args.n % EACH or args.n < 2 * EACH:
             raise ValueError(f"--rates {args.rates}: 0 to 1; --n {args.n}: a multiple of {EACH}, at least {2 * EACH}")
         run = load_run(args.run, args.weights, args.device)
+        seen = training_set(run, args.trained_on)
         found = scan(args.real, run.base.size).pictures
         if len(found) < args.n:
             raise ValueError(f"{args.real} has {len(found)} pictures, --n {args.n} needs as many: give more, or less")
@@ -135,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
         flowers = class_of(found[0].text) is not None
         judge, accuracy = train_judge(args.run.parent / "judge") if flowers else (None, None)
         rows = evaluate(run, pictures([p.path for p in found], run.base.size), tuple(args.rates), args.n, args.steps,
-                        args.seed, judge, network)
+                        args.seed, judge, network, ("training", "held out"), seen)
         save(json.dumps({"judge's accuracy": accuracy, "rows": rows}, indent=1), args.run / "evaluation.json")
         print(table(rows) + (f"\n\nThe judge knows {accuracy:.1%} of real flowers." if judge else ""))
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .data import describe, scan
 from .encode import embed_texts, encode
 from .masking import guided, mask_condition
-from .models import Run, load_run
+from .models import Run, check_seed, load_run
 from .runs import command, mistakes_in_one_line
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
@@ -45,6 +45,7 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0
     eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps of training on an
     earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with eta 0. Noise and masks come from a
     CPU generator, so the same seed, n and batch give the same pictures on every device, to rounding."""
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
     cond = mask_condition(cond, mask_rate, generator)
@@ -78,11 +79,16 @@ def sampling_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
 
 
+def trained_on_argument(p: argparse.ArgumentParser) -> None:
+    """What the commands take that look at the pictures which a run was trained on."""
+    p.add_argument("--trained-on", type=Path, metavar="DIR",
+                   help="the folder it was trained on, if that moved since training")
+
+
 def check_sampling(args: argparse.Namespace) -> None:
     """ValueError for steps or a seed that cannot be, before anything is loaded."""
     ddim_timesteps(len(ldm_alpha_bar()), args.steps)
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed {args.seed} must be between 0 and {2**63 - 1}")
+    check_seed(args.seed)
 
 
 def main(argv: list[str] | None = None) -> None:

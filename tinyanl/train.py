@@ -22,7 +22,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .data import describe, open_rgb, scan, to_square
+from .data import describe, file_identity, open_rgb, scan, to_square
 from .encode import IN_MEMORY, NEUTRAL, embed_texts, encode
 from .loss import COND_DROP, Loss, denoising_loss, gradients, held_out_batch, rehearse, training_batch
 from .models import Run, generator, load_base, split
@@ -123,12 +123,14 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
     if not statistics["sigma"] > 1e-6:
         raise ValueError(f"CLIP sees no difference between the pictures of {data}: give different ones")
     pictures = [str(picture.path.relative_to(data)) for picture in folder.pictures]
-    adapter = {"config": config, "fingerprints": base.fingerprints(), "pictures": pictures, **statistics}
+    files = [file_identity(path) for path in paths]
+    adapter = {"config": config, "fingerprints": base.fingerprints(), "pictures": pictures, "files": files,
+               **statistics}
     same = {"weights": adapter["fingerprints"], "pictures": pictures}
     if state and (other := [name for name, now in same.items() if state["same"][name] != now]):
         raise ValueError(f"{out} was trained on other {' and '.join(other)} than there are now: put them back, or give "
                          "--out for a new run")
-    live, ema = (Run(base, own, config=config, pictures=pictures, **statistics)
+    live, ema = (Run(base, own, config=config, pictures=pictures, files=files, **statistics)
                  for own in (model, copy.deepcopy(model)))
     tensors, averaged = ({name: p.data for name, p in trained(run.model).items()} for run in (live, ema))
     ema.model.requires_grad_(False)

@@ -27,7 +27,7 @@ from ..data import Picture, open_rgb, scan, to_square
 from ..evaluate import EACH, evaluate, text_figures
 from ..flowers import write
 from .judge import pictures, train_judge
-from ..models import known, load_run
+from ..models import load_run, training_set
 from ..runs import command, load, mistakes_in_one_line, save
 from ..sample import check_sampling, filmstrip, sampling_arguments, to_uint8
 from .semi_supervised import compare, draw_sets
@@ -85,7 +85,7 @@ def strips(runs: dict[str, Path]) -> Image.Image:
     columns = defaultdict(list)
     for folder in runs.values():
         run, frames = load_run(folder, device="cpu"), load(folder / "state.pt", {"frames"})["frames"]
-        found, _, held = known(run)
+        found, _, held = training_set(run)
         columns["like"].append(to_uint8(to_square(open_rgb(found[held[0]].path), run.base.size)))
         for step, x in frames.items():
             columns[f"{step}"].append(x[0])
