@@ -1,4 +1,5 @@
 """The first stages against diffusers at full published size, quantisation, released keys."""
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
@@ -16,17 +17,31 @@ def as_linear(tensor):
 def diffusers_name(levels):
     def rename(name, tensor):
         name = name.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
-        name = name.replace("mid.block_1", "mid_block.resnets.0").replace("mid.block_2", "mid_block.resnets.1")
+        name = name.replace("mid.block_1", "mid_block.resnets.0").replace(
+            "mid.block_2", "mid_block.resnets.1"
+        )
         name = name.replace("mid.attn_1", "mid_block.attentions.0")
-        for part, theirs in (("encoder.down.", "encoder.down_blocks."), ("decoder.up.", "decoder.up_blocks.")):
+        for part, theirs in (
+            ("encoder.down.", "encoder.down_blocks."),
+            ("decoder.up.", "decoder.up_blocks."),
+        ):
             if name.startswith(part):
                 i, rest = name.removeprefix(part).split(".", 1)
-                i = i if "down" in part else str(levels - 1 - int(i))  # diffusers counts the decoder from the bottom
+                i = (
+                    i if "down" in part else str(levels - 1 - int(i))
+                )  # diffusers counts the decoder from the bottom
                 rest = rest.replace("block.", "resnets.").replace("attn.", "attentions.")
-                rest = rest.replace("downsample.", "downsamplers.0.").replace("upsample.", "upsamplers.0.")
+                rest = rest.replace("downsample.", "downsamplers.0.").replace(
+                    "upsample.", "upsamplers.0."
+                )
                 name = f"{theirs}{i}.{rest}"
         if "attentions" in name:
-            for ours, theirs in (("norm.", "group_norm."), ("q.", "to_q."), ("k.", "to_k."), ("v.", "to_v.")):
+            for ours, theirs in (
+                ("norm.", "group_norm."),
+                ("q.", "to_q."),
+                ("k.", "to_k."),
+                ("v.", "to_v."),
+            ):
                 head, tail = name.rsplit(".", 2)[0], ".".join(name.rsplit(".", 2)[1:])
                 if tail.startswith(ours):
                     return [(f"{head}.{tail.replace(ours, theirs)}", as_linear(tensor))]
@@ -43,49 +58,87 @@ def compare(ours, theirs, levels, encode, side=64):
     if ours.quantize:  # codes spread like the latents they stand for
         with torch.no_grad():
             z, codes = ours.encode(x), ours.quantize.embedding.weight
-            codes.copy_(z.mean((0, 2, 3)) + z.std((0, 2, 3)) * torch.randn(codes.shape, generator=g))
+            codes.copy_(
+                z.mean((0, 2, 3)) + z.std((0, 2, 3)) * torch.randn(codes.shape, generator=g)
+            )
     theirs.load_state_dict(renamed(ours.state_dict(), rename), strict=True)
     theirs.eval()
-    for name, norm in ours.named_modules():  # eps moves the output by 1e-6, which no output could tell from rounding
+    for (
+        name,
+        norm,
+    ) in (
+        ours.named_modules()
+    ):  # eps moves the output by 1e-6, which no output could tell from rounding
         if isinstance(norm, nn.GroupNorm):
-            other = theirs.get_submodule(rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight"))
+            other = theirs.get_submodule(
+                rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight")
+            )
             assert (norm.eps, norm.num_groups) == (other.eps, other.num_groups), name
-    again = Autoencoder.from_checkpoint({"first_stage_model." + k: v for k, v in ours.state_dict().items()}
-                                        | {"first_stage_model.loss.discriminator.weight": torch.zeros(3)})
+    again = Autoencoder.from_checkpoint(
+        {"first_stage_model." + k: v for k, v in ours.state_dict().items()}
+        | {"first_stage_model.loss.discriminator.weight": torch.zeros(3)}
+    )
     with torch.no_grad():
         z = again.encode(x)
-        assert not ours.quantize or len(again.quantize(z).flatten(2).unique(dim=2)[0, 0]) > z[0, 0].numel() // 4
+        assert (
+            not ours.quantize
+            or len(again.quantize(z).flatten(2).unique(dim=2)[0, 0]) > z[0, 0].numel() // 4
+        )
         assert relative_error(z, encode(theirs, x)) < 1e-4
         assert relative_error(again.decode(z), theirs.decode(z).sample) < 1e-4
 
 
 def plain_blocks(n):
-    return {"down_block_types": ("DownEncoderBlock2D",) * n, "up_block_types": ("UpDecoderBlock2D",) * n}
+    return {
+        "down_block_types": ("DownEncoderBlock2D",) * n,
+        "up_block_types": ("UpDecoderBlock2D",) * n,
+    }
 
 
 def test_vq_f4_encodes_and_decodes_as_diffusers():
     ours = Autoencoder()
     assert sum(p.numel() for p in ours.parameters()) == 55_322_782
-    theirs = VQModel(block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=3, num_vq_embeddings=8192,
-                     vq_embed_dim=3, **plain_blocks(3))
+    theirs = VQModel(
+        block_out_channels=(128, 256, 512),
+        layers_per_block=2,
+        latent_channels=3,
+        num_vq_embeddings=8192,
+        vq_embed_dim=3,
+        **plain_blocks(3),
+    )
     compare(ours, theirs, 3, lambda m, x: m.encode(x).latents)
 
 
 def test_vq_f8_with_attention_in_its_last_level_equals_diffusers():
-    ours = Autoencoder(channels=128, mult=(1, 2, 2, 4), attention=(False, False, False, True), z_channels=4,
-                       embed_dim=4, codes=16384)
-    theirs = VQModel(block_out_channels=(128, 256, 256, 512), layers_per_block=2, latent_channels=4,
-                     num_vq_embeddings=16384, vq_embed_dim=4,
-                     down_block_types=(*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"),
-                     up_block_types=("AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 3))
+    ours = Autoencoder(
+        channels=128,
+        mult=(1, 2, 2, 4),
+        attention=(False, False, False, True),
+        z_channels=4,
+        embed_dim=4,
+        codes=16384,
+    )
+    theirs = VQModel(
+        block_out_channels=(128, 256, 256, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        num_vq_embeddings=16384,
+        vq_embed_dim=4,
+        down_block_types=(*["DownEncoderBlock2D"] * 3, "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", *["UpDecoderBlock2D"] * 3),
+    )
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latents)
 
 
 def test_kl_f8_encodes_to_the_mean_and_decodes_as_diffusers():
     ours = Autoencoder(mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, codes=None)
     assert sum(p.numel() for p in ours.parameters()) == 83_653_863
-    theirs = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-                           **plain_blocks(4))
+    theirs = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        **plain_blocks(4),
+    )
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latent_dist.mean)
 
 
@@ -108,10 +161,14 @@ def test_decode_quantises_to_the_nearest_code_and_encode_does_not():
         assert not torch.equal(encoded, model.quantize(encoded))
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(mid_attention=False), dict(attention=(False, True))])
+@pytest.mark.parametrize(
+    "settings", [dict(), dict(mid_attention=False), dict(attention=(False, True))]
+)
 def test_sizes_come_back_from_the_tensors_of_a_file_of_its_own(settings):
     model = small(**settings)
-    again = Autoencoder.from_checkpoint({k: v.half() for k, v in model.state_dict().items()}, prefix="")
+    again = Autoencoder.from_checkpoint(
+        {k: v.half() for k, v in model.state_dict().items()}, prefix=""
+    )
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(v.dtype == torch.float32 for v in again.state_dict().values())
 

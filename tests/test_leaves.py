@@ -1,4 +1,6 @@
-"""The shape of the package: every leaf stands alone and runs its own header, and imports point one way."""
+"""The shape of the package: every leaf stands alone and runs its own header, and imports point one
+way."""
+
 import ast
 import subprocess
 import sys
@@ -10,15 +12,29 @@ import pytest
 import tinyanl
 
 PACKAGE = Path(tinyanl.__file__).parent
-LEAVES = "schedule autoencoder unet clip tokenizer anl masking checkpoint data metrics flowers".split()
+LEAVES = ["schedule", "autoencoder", "unet", "clip", "tokenizer", "anl", "masking", "checkpoint"]
+LEAVES += ["data", "metrics", "flowers"]
 # Each of these may import what stands before it, and every leaf.
-MIDDLE = "weights runs tune models encode sample loss train experiments.judge evaluate augment".split()
-EXPERIMENTS = [f"experiments.{name}" for name in "semi_supervised suite benchmark".split()]
-PRETRAIN = [f"pretrain.{name}" for name in "emoji merges codes art families stages __main__".split()]
+MIDDLE = ["weights", "runs", "tune", "models", "encode", "sample", "loss", "train"]
+MIDDLE += ["experiments.judge", "evaluate", "augment"]
+EXPERIMENTS = ["experiments.semi_supervised", "experiments.suite", "experiments.benchmark"]
+PRETRAIN = ["pretrain.emoji", "pretrain.merges", "pretrain.codes", "pretrain.art"]
+PRETRAIN += ["pretrain.families", "pretrain.stages", "pretrain.__main__"]
 ORDER = [*MIDDLE, *EXPERIMENTS, *PRETRAIN]
-MODULES = sorted(".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in PACKAGE.rglob("*.py")
-                 if path.stem != "__init__")
-ALLOWED = {"torch", "torchvision", "einops", "ftfy", "regex", "tqdm", "PIL"} | sys.stdlib_module_names
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+    for path in PACKAGE.rglob("*.py")
+    if path.stem != "__init__"
+)
+ALLOWED = {
+    "torch",
+    "torchvision",
+    "einops",
+    "ftfy",
+    "regex",
+    "tqdm",
+    "PIL",
+} | sys.stdlib_module_names
 
 
 def imports(module):
@@ -40,9 +56,12 @@ def imports(module):
 def test_a_leaf_copied_alone_runs_the_lines_of_its_header(leaf, tmp_path):
     source = (PACKAGE / f"{leaf}.py").read_text()
     (tmp_path / f"{leaf}.py").write_text(source)
-    usage = textwrap.dedent(ast.get_docstring(ast.parse(source), clean=True).split("Usage:\n", 1)[1])
+    usage = textwrap.dedent(
+        ast.get_docstring(ast.parse(source), clean=True).split("Usage:\n", 1)[1]
+    )
     assert f"from {leaf} import" in usage
-    # -I: no PYTHONPATH. The folder comes first, as for a script that lies in it; an installed package is out of reach
+    # -I: no PYTHONPATH. The folder comes first, as for a script that lies in it; an installed
+    # package is out of reach.
     code = f"""import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules["tinyanl"] = None
 try:
     import tinyanl
@@ -50,14 +69,19 @@ try:
 except ImportError:
     pass
 {usage}"""
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_one_way_and_name_only_run_time_packages(module):
     outside, inside = imports(module)
-    extra = {"checkpoint": {"safetensors"}, "experiments.benchmark": {"diffusers"}}  # where they are needed
+    extra = {
+        "checkpoint": {"safetensors"},
+        "experiments.benchmark": {"diffusers"},
+    }  # where they are needed
     assert outside - extra.get(module, set()) <= ALLOWED
     if module in LEAVES:
         assert not inside

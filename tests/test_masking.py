@@ -1,4 +1,5 @@
 """Condition masks and guidance."""
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -17,7 +18,9 @@ def test_rate_zero_hides_nothing_and_rate_one_everything():
 
 
 def test_rate_zero_keeps_even_a_draw_of_exactly_zero(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda shape, **kw: torch.zeros(shape))  # once in 2**24 draws, it happens
+    monkeypatch.setattr(
+        torch, "rand", lambda shape, **kw: torch.zeros(shape)
+    )  # once in 2**24 draws, it happens
     assert torch.equal(mask_condition(torch.ones(2, 3), 0.0), torch.ones(2, 3))
 
 
@@ -28,13 +31,17 @@ def test_the_hidden_share_is_the_rate_and_the_rest_is_untouched(rate):
     hidden = masked == 0
     assert abs(hidden.float().mean().item() - rate) < 5 * (rate * (1 - rate) / cond.numel()) ** 0.5
     assert torch.equal(masked[~hidden], cond[~hidden])
-    assert len({tuple(row.tolist()) for row in hidden[:20]}) == 20  # each sample has a mask of its own
+    assert (
+        len({tuple(row.tolist()) for row in hidden[:20]}) == 20
+    )  # each sample has a mask of its own
 
 
 def test_a_seed_names_a_mask_and_each_sample_may_have_its_own_rate():
     cond = torch.ones(3, 400)
     assert torch.equal(mask_condition(cond, 0.3, seeded(1)), mask_condition(cond, 0.3, seeded(1)))
-    assert not torch.equal(mask_condition(cond, 0.3, seeded(1)), mask_condition(cond, 0.3, seeded(2)))
+    assert not torch.equal(
+        mask_condition(cond, 0.3, seeded(1)), mask_condition(cond, 0.3, seeded(2))
+    )
     shares = mask_condition(cond, torch.tensor([[0.0], [0.5], [1.0]]), seeded()).mean(1)
     assert shares[0] == 1 and shares[2] == 0 and abs(shares[1] - 0.5) < 0.15
 

@@ -1,5 +1,8 @@
-"""The schedule and samplers, step for step against diffusers' set to LDM's conventions, and against closed forms."""
+"""The schedule and samplers, step for step against diffusers' set to LDM's conventions, and against
+closed forms."""
+
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,12 +11,17 @@ from torch.testing import assert_close
 
 from tinyanl.schedule import add_noise, ddim, ddim_timesteps, ddpm, ldm_alpha_bar
 
-LDM = dict(num_train_timesteps=1000, beta_schedule="scaled_linear", beta_start=0.0015, beta_end=0.0195,
-           clip_sample=False)
+LDM = dict(
+    num_train_timesteps=1000,
+    beta_schedule="scaled_linear",
+    beta_start=0.0015,
+    beta_end=0.0195,
+    clip_sample=False,
+)
 
 
 def fake_model(z, t):
-    """Bounded, nonlinear and different at every t: an error in a step's order or coefficients cannot hide."""
+    """Bounded, nonlinear and different at every t: no error in a step can hide."""
     return torch.tanh(z * 0.7 + 0.3) + 0.1 * torch.sin(t.view(-1, 1, 1, 1) / 37).to(z)
 
 
@@ -28,7 +36,9 @@ def test_alpha_bar_is_the_product_by_hand():
         product *= 1 - root**2
         expected.append(product)
     assert ldm_alpha_bar().dtype == torch.float64
-    assert_close(ldm_alpha_bar(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-10)
+    assert_close(
+        ldm_alpha_bar(), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=1e-10
+    )
 
 
 def test_add_noise_equals_diffusers_and_keeps_the_latents_type():
@@ -52,8 +62,13 @@ def test_step_counts_that_run_off_the_end_are_refused(steps):
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [5, 50])
 def test_ddim_equals_diffusers_at_every_step(eta, steps):
-    theirs = DDIMScheduler(**LDM, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
-    theirs.alphas_cumprod, theirs.final_alpha_cumprod = ldm_alpha_bar(), ldm_alpha_bar()[0]  # float64, as LDM's
+    theirs = DDIMScheduler(
+        **LDM, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading"
+    )
+    theirs.alphas_cumprod, theirs.final_alpha_cumprod = (
+        ldm_alpha_bar(),
+        ldm_alpha_bar()[0],
+    )  # float64, as LDM's
     theirs.set_timesteps(steps)
     z, generator, visited = noise(), torch.Generator().manual_seed(7), []
     ours = ddim(fake_model, noise(), ldm_alpha_bar(), steps, eta, torch.Generator().manual_seed(7))
@@ -71,7 +86,9 @@ def test_ddpm_equals_diffusers_at_every_step():
     theirs = DDPMScheduler(**LDM, variance_type="fixed_small")
     theirs.alphas_cumprod = ldm_alpha_bar()
     theirs.one = torch.tensor(1.0, dtype=torch.float64)
-    theirs.alphas = theirs.alphas_cumprod / torch.cat([theirs.one.view(1), theirs.alphas_cumprod[:-1]])
+    theirs.alphas = theirs.alphas_cumprod / torch.cat(
+        [theirs.one.view(1), theirs.alphas_cumprod[:-1]]
+    )
     theirs.betas = 1 - theirs.alphas
     theirs.set_timesteps(1000)
     z, generator = noise(), torch.Generator().manual_seed(7)
@@ -98,16 +115,23 @@ def gaussian_denoiser(mean, std):
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "ddim eta 1"])
 def test_an_exact_denoiser_gives_back_its_distribution(name):
     g = torch.Generator().manual_seed(0)
-    z, alpha_bar, model = torch.randn(4000, 1, 1, 1, generator=g), ldm_alpha_bar(), gaussian_denoiser(3.0, 0.5)
-    sampler = {"ddpm": lambda: ddpm(model, z, alpha_bar, g), "ddim": lambda: ddim(model, z, alpha_bar, 500),
-               "ddim eta 1": lambda: ddim(model, z, alpha_bar, 500, 1.0, g)}[name]()
+    z, alpha_bar, model = (
+        torch.randn(4000, 1, 1, 1, generator=g),
+        ldm_alpha_bar(),
+        gaussian_denoiser(3.0, 0.5),
+    )
+    sampler = {
+        "ddpm": lambda: ddpm(model, z, alpha_bar, g),
+        "ddim": lambda: ddim(model, z, alpha_bar, 500),
+        "ddim eta 1": lambda: ddim(model, z, alpha_bar, 500, 1.0, g),
+    }[name]()
     *_, (t, z, z0) = sampler
     assert abs(z.mean().item() - 3) < 0.05 and abs(z.std().item() - 0.5) < 0.05
 
 
 def test_ddim_moves_each_noise_along_the_exact_path():
-    """Deterministic DDIM integrates an ODE to first order: a Gaussian keeps its quantiles from the first timestep to
-    alpha_bar[0], with an error that halves as the steps double."""
+    """Deterministic DDIM integrates an ODE to first order: a Gaussian keeps its quantiles from the
+    first timestep to alpha_bar[0], with an error that halves as the steps double."""
     mean, std, alpha_bar, errors = 3.0, 0.5, ldm_alpha_bar(), []
     noise = torch.randn(64, 1, 1, 1, generator=torch.Generator().manual_seed(0)).double()
     for steps in (125, 250, 500):
@@ -116,15 +140,18 @@ def test_ddim_moves_each_noise_along_the_exact_path():
         spread = ((last * std**2 + 1 - last) / (first * std**2 + 1 - first)).sqrt()
         exact = last.sqrt() * mean + spread * (noise - first.sqrt() * mean)
         errors.append((z - exact).abs().max().item())
-    assert errors[-1] < 0.02 and all(1.8 < a / b < 2.1 for a, b in zip(errors, errors[1:])), errors
+    assert errors[-1] < 0.02 and all(1.8 < a / b < 2.1 for a, b in pairwise(errors)), errors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_latents_keep_their_type(dtype):
     z_T = noise(0, torch.float32).to(dtype)
     assert add_noise(z_T, torch.tensor([0, 999]), z_T, ldm_alpha_bar()).dtype == dtype
-    for sampler in (ddim(fake_model, z_T, ldm_alpha_bar(), 2), ddim(fake_model, z_T, ldm_alpha_bar(), 2, 1.0),
-                    ddpm(fake_model, z_T, ldm_alpha_bar(steps=20))):
+    for sampler in (
+        ddim(fake_model, z_T, ldm_alpha_bar(), 2),
+        ddim(fake_model, z_T, ldm_alpha_bar(), 2, 1.0),
+        ddpm(fake_model, z_T, ldm_alpha_bar(steps=20)),
+    ):
         assert all(z.dtype == z0.dtype == dtype for _, z, z0 in sampler)
 
 
