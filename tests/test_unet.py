@@ -1,4 +1,6 @@
-"""The U-Net against diffusers at full published size, released keys, sites, averaged weights, and its sense of time."""
+"""The U-Net against diffusers at full published size, released keys, sites, averaged weights, and
+its sense of time."""
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -7,19 +9,42 @@ from torch import nn
 from torch.testing import assert_close
 
 from tinyanl.models import EMBEDDED
-from tinyanl.unet import FeedForward, GroupNorm, ResBlock, SpatialTransformer, UNet, Upsample, attend
+from tinyanl.unet import (
+    FeedForward,
+    GroupNorm,
+    ResBlock,
+    SpatialTransformer,
+    UNet,
+    Upsample,
+    attend,
+    averaged_weights,
+)
 
-SITES = {f"in_{i}": c for i, c in zip((1, 2, 4, 5, 7, 8, 10, 11), (192, 192, 384, 384, 576, 576, 960, 960))}
-SITES |= {"mid_0": 960, "mid_1": 960}
+SITES = {"in_1": 192, "in_2": 192, "in_4": 384, "in_5": 384}
+SITES |= {"in_7": 576, "in_8": 576, "in_10": 960, "in_11": 960, "mid_0": 960, "mid_1": 960}
 SITES |= {f"out_{i}": c for i, c in enumerate([960] * 3 + [576] * 3 + [384] * 3 + [192] * 3)}
-RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-          "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
-OUTER = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
-         "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
+CELEBA = dict(channels=224, mult=(1, 2, 3, 4), context_dim=None, head_channels=32)
+SMALL = dict(channels=32, mult=(1, 2), attention=(False, True), context_dim=16)
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+OUTER = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 
 
 def diffusers_name(head_channels):
     """Released names -> diffusers', for four levels of two blocks."""
+
     def rename(name, tensor):
         for ours, theirs in OUTER.items():
             if name.startswith(ours + "."):
@@ -27,7 +52,11 @@ def diffusers_name(head_channels):
         part, i, *rest = name.split(".")
         rest = ".".join(rest)
         if part == "middle_block":
-            place = {"0": "mid_block.resnets.0", "1": "mid_block.attentions.0", "2": "mid_block.resnets.1"}[i]
+            place = {
+                "0": "mid_block.resnets.0",
+                "1": "mid_block.attentions.0",
+                "2": "mid_block.resnets.1",
+            }[i]
         else:
             layer, rest = rest.split(".", 1)
             level, n = divmod(int(i) - 1, 3) if part == "input_blocks" else divmod(int(i), 3)
@@ -38,11 +67,15 @@ def diffusers_name(head_channels):
             place += f"{'resnets' if layer == '0' else 'attentions'}.{n}"
         for ours, theirs in RESNET.items():
             rest = rest.replace(ours, theirs)
-        if head_channels and "attentions" in place:  # AttentionBlock: each head's q, k and v lie side by side
+        if (
+            head_channels and "attentions" in place
+        ):  # AttentionBlock: each head's q, k and v lie side by side
             if rest.startswith("qkv"):
                 q, k, v = tensor.view(-1, 3, head_channels, *tensor.shape[1:2]).unbind(1)
-                return [(f"{place}.to_{x}.{rest.split('.')[1]}", value.reshape(-1, *tensor.shape[1:2]))
-                        for x, value in zip("qkv", (q, k, v))]
+                return [
+                    (f"{place}.to_{x}.{rest.split('.')[1]}", value.reshape(-1, *tensor.shape[1:2]))
+                    for x, value in zip("qkv", (q, k, v), strict=True)
+                ]
             rest = rest.replace("norm", "group_norm").replace("proj_out", "to_out.0")
             return [(f"{place}.{rest}", tensor.squeeze(-1) if tensor.dim() == 3 else tensor)]
         return [(f"{place}.{rest}", tensor)]
@@ -53,15 +86,29 @@ def diffusers_name(head_channels):
 def compare(ours, theirs, head_channels, **inputs):
     rename = diffusers_name(head_channels)
     theirs.load_state_dict(renamed(ours.state_dict(), rename), strict=True, assign=True)
-    for name, norm in ours.named_modules():  # eps moves the output by 1e-6, which no output could tell from rounding
+    for (
+        name,
+        norm,
+    ) in (
+        ours.named_modules()
+    ):  # eps moves the output by 1e-6, which no output could tell from rounding
         if isinstance(norm, (nn.GroupNorm, nn.LayerNorm)):
-            other = theirs.get_submodule(rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight"))
-            assert norm.eps == other.eps and getattr(norm, "num_groups", 0) == getattr(other, "num_groups", 0), name
+            other = theirs.get_submodule(
+                rename(f"{name}.weight", norm.weight)[0][0].removesuffix(".weight")
+            )
+            assert norm.eps == other.eps and getattr(norm, "num_groups", 0) == getattr(
+                other, "num_groups", 0
+            ), name
     g = torch.Generator().manual_seed(1)
-    z, t = torch.randn(2, 3, 16, 16, generator=g), torch.tensor([3, 871])  # 16 -> 2 at the lowest level
+    z, t = (
+        torch.randn(2, 3, 16, 16, generator=g),
+        torch.tensor([3, 871]),
+    )  # 16 -> 2 at the lowest level
     with torch.no_grad():
-        again = UNet.from_checkpoint({"model.diffusion_model." + k: v for k, v in ours.state_dict().items()},
-                                     head_channels=head_channels)
+        again = UNet.from_checkpoint(
+            {"model.diffusion_model." + k: v for k, v in ours.state_dict().items()},
+            head_channels=head_channels,
+        )
         mine = again(z, t, *inputs.values())
         assert relative_error(mine, theirs.eval()(z, t, **inputs).sample) < 1e-4
 
@@ -74,22 +121,36 @@ def cin256_v2():
 def test_cin256_v2_equals_diffusers(cin256_v2):
     with torch.device("meta"):
         theirs = UNet2DConditionModel(
-            sample_size=64, in_channels=3, out_channels=3, block_out_channels=(192, 384, 576, 960), layers_per_block=2,
-            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3), cross_attention_dim=512,
-            up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"), attention_head_dim=1)  # heads, in this class
+            sample_size=64,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(192, 384, 576, 960),
+            layers_per_block=2,
+            down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
+            cross_attention_dim=512,
+            up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
+            attention_head_dim=1,
+        )  # heads, in this class
     # three tokens: to a single one, every query and key attends alike, and theirs would go untested
     context = torch.randn(2, 3, 512, generator=torch.Generator().manual_seed(2))
     compare(cin256_v2, theirs, None, encoder_hidden_states=context)
 
 
 def test_celeba256_and_ffhq256_equal_diffusers():
-    ours = randomise(UNet(channels=224, mult=(1, 2, 3, 4), context_dim=None, head_channels=32)).eval()
+    ours = randomise(UNet(**CELEBA)).eval()
     with torch.device("meta"):
         theirs = UNet2DModel(
-            sample_size=64, block_out_channels=(224, 448, 672, 896), layers_per_block=2, attention_head_dim=32,
+            sample_size=64,
+            block_out_channels=(224, 448, 672, 896),
+            layers_per_block=2,
+            attention_head_dim=32,
             down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * 3),
             up_block_types=(*["AttnUpBlock2D"] * 3, "UpBlock2D"),
-            flip_sin_to_cos=True, freq_shift=0, downsample_padding=1, norm_eps=1e-5)
+            flip_sin_to_cos=True,
+            freq_shift=0,
+            downsample_padding=1,
+            norm_eps=1e-5,
+        )
     assert sum(p.numel() for p in ours.parameters()) == 274_056_163
     compare(ours, theirs, 32)
 
@@ -100,13 +161,16 @@ def test_cin256_v2_has_the_published_counts_and_22_sites():
     assert sum(p.numel() for p in unet.parameters()) == 400_920_579
     assert len(unet.state_dict()) == 688
     transformers = [m for m in unet.modules() if isinstance(m, SpatialTransformer)]
-    assert len(transformers) == 16 and sum(p.numel() for m in transformers for p in m.parameters()) == 169_550_400
+    assert (
+        len(transformers) == 16
+        and sum(p.numel() for m in transformers for p in m.parameters()) == 169_550_400
+    )
     assert list(unet.sites.items()) == list(SITES.items())
 
 
 def small_unet(**kw):
     torch.manual_seed(0)
-    return UNet(channels=32, mult=(1, 2), attention=(False, True), context_dim=16, **kw)
+    return UNet(**SMALL, **kw)
 
 
 def test_extra_is_called_at_every_site_in_order_with_its_channels():
@@ -126,9 +190,15 @@ def test_extra_at_a_site_is_what_a_hook_on_the_last_layer_of_its_block_would_be(
     where, i = site.split("_")
     layers = {"in": unet.input_blocks, "out": unet.output_blocks}.get(where, [])
     last = unet.middle_block[1 + int(i)] if where == "mid" else layers[int(i)][-1]
-    if isinstance(last, Upsample):  # the site comes before a change of resolution, and after a transformer
+    if isinstance(
+        last, Upsample
+    ):  # the site comes before a change of resolution, and after a transformer
         last = layers[int(i)][-2]
-    z, t, context = torch.randn(2, 3, 8, 8, generator=g), torch.tensor([5, 700]), torch.randn(2, 3, 16, generator=g)
+    z, t, context = (
+        torch.randn(2, 3, 8, 8, generator=g),
+        torch.tensor([5, 700]),
+        torch.randn(2, 3, 16, generator=g),
+    )
     with torch.no_grad():
         plain = unet(z, t, context)
         extra = unet(z, t, context, lambda s, h: h * 1.5 if s == site else h)
@@ -137,18 +207,28 @@ def test_extra_at_a_site_is_what_a_hook_on_the_last_layer_of_its_block_would_be(
 
 
 def test_the_feed_forward_has_the_exact_gelu():
-    """By its definition: the tanh approximation would pass the comparison above, 1e-4 is too coarse to see it."""
-    ff, x = randomise(FeedForward(8)).double(), torch.linspace(-3, 3, 40, dtype=torch.float64).view(1, 5, 8)
+    """By its definition: 1e-4 is too coarse to tell it from the tanh approximation."""
+    ff, x = (
+        randomise(FeedForward(8)).double(),
+        torch.linspace(-3, 3, 40, dtype=torch.float64).view(1, 5, 8),
+    )
     value, gate = ff.net[0].proj(x).chunk(2, dim=-1)
-    assert_close(ff(x), ff.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2), atol=1e-12, rtol=1e-10)
+    assert_close(
+        ff(x), ff.net[2](value * gate * (1 + torch.erf(gate / 2**0.5)) / 2), atol=1e-12, rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_group_norm_is_its_definition_and_puts_channels_last(layout):
-    norm, h = randomise(GroupNorm(64)).double(), torch.randn(2, 64, 4, 6, dtype=torch.float64) * 3 + 1
+    norm, h = (
+        randomise(GroupNorm(64)).double(),
+        torch.randn(2, 64, 4, 6, dtype=torch.float64) * 3 + 1,
+    )
     out = norm(h.contiguous(memory_format=layout))
     groups = h.view(2, 16, -1)
-    expected = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (groups - groups.mean(2, keepdim=True)) / (
+        groups.var(2, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
     assert_close(out, expected.view_as(h) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1))
     assert out.is_contiguous(memory_format=torch.channels_last)
 
@@ -161,8 +241,8 @@ def test_channels_lie_last_at_every_site_and_where_they_lie_changes_nothing():
         seen.append(h.is_contiguous(memory_format=torch.channels_last) and not h.is_contiguous())
         return h
 
-    for unet in (unet, UNet.from_checkpoint(unet.state_dict(), "")):
-        out = unet(z, t, context, extra)
+    for model in (unet, UNet.from_checkpoint(unet.state_dict(), "")):
+        out = model(z, t, context, extra)
         assert all(seen) and len(seen) == len(unet.sites), seen
         seen.clear()
     assert_close(out, unet.to(memory_format=torch.contiguous_format)(z, t, context))
@@ -179,19 +259,48 @@ def test_one_head_as_wide_as_its_block_attends_like_torchs():
 def test_averaged_weights_are_used_where_a_file_has_them():
     live, averaged = small_unet().state_dict(), randomise(small_unet()).state_dict()
     state = {"model.diffusion_model." + k: v for k, v in live.items()}
-    state |= {"model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in averaged.items()}
+    state |= {
+        "model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in averaged.items()
+    }
     state["model_ema.decay"] = torch.tensor(0.9999)
     assert "model_ema.diffusion_modelinput_blocks00weight" in state  # as LDM writes it
     loaded = UNet.from_checkpoint(state).state_dict()
     assert all(torch.equal(loaded[k], averaged[k]) for k in averaged)
-    with pytest.raises(KeyError, match="model_ema.diffusion_modelout2bias"):
+    with pytest.raises(RuntimeError, match="Missing key.*out.2.bias"):
         UNet.from_checkpoint({k: v for k, v in state.items() if not k.endswith("modelout2bias")})
+    alone = {k: v for k, v in state.items() if k.startswith("model_ema.")}
+    loaded = UNet.from_checkpoint(alone).state_dict()
+    assert loaded.keys() == averaged.keys()
+    assert all(torch.equal(loaded[k], averaged[k]) for k in averaged)
+
+
+@pytest.mark.parametrize("kind", ["cin256-v2", "celeba256", "embedded"])
+def test_every_name_comes_back_from_averaged_weights_which_have_lost_their_dots(kind):
+    sizes = {"cin256-v2": {}, "celeba256": CELEBA, "embedded": SMALL}[kind]
+    with torch.device("meta"):
+        state = UNet(**sizes).state_dict()
+    averaged = {
+        "model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in state.items()
+    }
+    found = averaged_weights(averaged)
+    assert found.keys() == state.keys() and all(found[k] is state[k] for k in state)
+
+
+def test_what_pruning_leaves_of_averaged_weights_is_none():
+    live = small_unet().state_dict()
+    state = {"model.diffusion_model." + k: v for k, v in live.items()}
+    state |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(7)}
+    assert averaged_weights(state) == {}
+    loaded = UNet.from_checkpoint(state).state_dict()
+    assert all(torch.equal(loaded[k], live[k]) for k in live)
 
 
 def test_an_averaged_tensor_that_belongs_to_nothing_is_an_error():
     weights = small_unet().state_dict()
     state = {"model.diffusion_model." + k: v for k, v in weights.items()}
-    state |= {"model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in weights.items()}
+    state |= {
+        "model_ema." + ("diffusion_model." + k).replace(".", ""): v for k, v in weights.items()
+    }
     with pytest.raises(ValueError, match="diffusion_modelsurplus"):
         UNet.from_checkpoint(state | {"model_ema.diffusion_modelsurplus": torch.zeros(1)})
 
@@ -209,10 +318,17 @@ def test_half_precision_files_become_float32_and_foreign_ones_are_errors():
         small_unet()(torch.randn(1, 3, 8, 8), torch.tensor([5]))
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)])
+@pytest.mark.parametrize(
+    "dtype, bound", [(torch.bfloat16, 0.05), (torch.float16, 0.01), (torch.float64, 1e-5)]
+)
 def test_it_computes_in_the_type_it_is_cast_to(dtype, bound):
     torch.manual_seed(0)
-    unet, z, t, context = small_unet(), torch.randn(2, 3, 8, 8), torch.tensor([5, 900]), torch.randn(2, 1, 16)
+    unet, z, t, context = (
+        small_unet(),
+        torch.randn(2, 3, 8, 8),
+        torch.tensor([5, 900]),
+        torch.randn(2, 1, 16),
+    )
     with torch.no_grad():
         exact, cast = unet(z, t, context), unet.to(dtype)(z.to(dtype), t, context.to(dtype))
     assert cast.dtype == dtype and relative_error(cast.float(), exact) < bound
@@ -226,11 +342,19 @@ def sense_of_time(block: ResBlock, h, early, late):
 
 @pytest.mark.parametrize("name, count", [("embedded", 11), ("cin256-v2", 22)])
 def test_every_residual_changes_with_time(name, count, cin256_v2):
-    """The embedded U-Net with its own weights, the published one with random weights; hidden states of a real pass."""
+    """The embedded U-Net with its own weights, the published one with random weights; hidden states
+    of a real pass."""
     embedded = name == "embedded"
-    unet = UNet.from_checkpoint(torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]) if embedded else cin256_v2
+    unet = (
+        UNet.from_checkpoint(torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"])
+        if embedded
+        else cin256_v2
+    )
     blocks, inputs = [m for m in unet.modules() if isinstance(m, ResBlock)], {}
-    hooks = [block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2])) for block in blocks]
+    hooks = [
+        block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2]))
+        for block in blocks
+    ]
     z = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     context = torch.zeros(2, 1, unet.context_dim)
     with torch.no_grad():
@@ -251,26 +375,36 @@ def test_a_narrow_block_has_no_groups_of_one_channel_which_would_be_blind_to_tim
     if blind:
         block.out_layers[0] = nn.GroupNorm(32, 32)
     with torch.no_grad():
-        change = sense_of_time(block, torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 128))
+        change = sense_of_time(
+            block, torch.randn(2, 32, 8, 8), torch.randn(2, 128), torch.randn(2, 128)
+        )
     assert change < 1e-4 if blind else change > 1e-2
 
 
 def test_one_context_token_is_a_bias_and_exactly_what_attention_to_it_gives():
-    unet = randomise(UNet(channels=32, mult=(1, 2), attention=(True, True), context_dim=16)).requires_grad_(False)
+    unet = randomise(
+        UNet(channels=32, mult=(1, 2), attention=(True, True), context_dim=16)
+    ).requires_grad_(False)
     z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), torch.randn(2, 1, 16)
-    twice = unet(z, t, context.repeat(1, 2, 1))  # two equal tokens: queries and keys are used, and weigh them alike
+    twice = unet(
+        z, t, context.repeat(1, 2, 1)
+    )  # two equal tokens: queries and keys are used, and weigh them alike
     torch.testing.assert_close(unet(z, t, context), twice, atol=1e-5, rtol=1e-5)
 
 
 def test_checkpointing_gives_the_same_gradients_from_fewer_activations():
     torch.manual_seed(0)
     unet = UNet(3, 3, 32, (1, 2), 1, (False, True), 16).requires_grad_(False)
-    modules = torch.nn.ModuleDict({site: torch.nn.Conv2d(c, c, 1) for site, c in unet.sites.items()})
+    modules = torch.nn.ModuleDict(
+        {site: torch.nn.Conv2d(c, c, 1) for site, c in unet.sites.items()}
+    )
     z, t, context = torch.randn(2, 3, 8, 8), torch.tensor([10, 900]), torch.randn(2, 1, 16)
 
     def gradients() -> tuple[list[torch.Tensor], int]:
         kept = []  # what autograd holds on to after the forward pass
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x: kept.append(x.numel()) or x, lambda x: x
+        ):
             loss = unet(z, t, context, lambda site, h: h + modules[site](h)).square().mean()
         modules.zero_grad()
         loss.backward()
