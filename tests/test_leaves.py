@@ -19,7 +19,8 @@ MIDDLE = ["weights", "runs", "tune", "models", "encode", "sample", "loss", "trai
 MIDDLE += ["experiments.judge", "evaluate", "augment"]
 EXPERIMENTS = ["experiments.semi_supervised", "experiments.suite", "experiments.benchmark"]
 PRETRAIN = ["pretrain.emoji", "pretrain.merges", "pretrain.codes", "pretrain.art"]
-PRETRAIN += ["pretrain.families", "pretrain.stages", "pretrain.__main__"]
+PRETRAIN += ["pretrain.training", "pretrain.families", "pretrain.clip", "pretrain.autoencoder"]
+PRETRAIN += ["pretrain.unet", "pretrain.__main__"]
 ORDER = [*MIDDLE, *EXPERIMENTS, *PRETRAIN]
 MODULES = sorted(
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts)

@@ -14,14 +14,13 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from tinyanl import augment, evaluate, flowers, loss
 from tinyanl.experiments import benchmark, semi_supervised
-from tinyanl.pretrain import stages as pretrain
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.encode import embed_texts, encode
 from tinyanl.experiments.judge import Judge, class_of, pictures
 from tinyanl.loss import denoising_loss, held_out_batch, training_batch
 from tinyanl.masking import guided, mask_condition
 from tinyanl.metrics import psnr
-from tinyanl.models import EMBEDDED, Run, generator, load_base, load_run, split
+from tinyanl.models import EMBEDDED, Run, load_base, load_run, split
 from tinyanl.runs import noting_signals
 from tinyanl.sample import filmstrip, main as sample_main, sample, to_uint8
 from tinyanl.schedule import ddim, ldm_alpha_bar
@@ -321,26 +320,6 @@ def test_the_filmstrip_has_a_column_for_each_label_and_a_row_for_each_picture():
 def test_bytes_survive_the_way_to_floats_and_back():
     x = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(x / 127.5 - 1), x)
-
-
-def test_clips_loss_by_hand(tmp_path, monkeypatch):
-    """Cross-entropy both ways, without the other captions that are true of a picture, too."""
-    flowers.write(tmp_path / "flowers", 14)
-    caught = {}
-
-    def fit(model, batch_of, loss_of, *rest, **config):
-        caught.update(model=model, batch_of=batch_of, loss_of=loss_of)
-        raise InterruptedError
-
-    monkeypatch.setattr(pretrain, "fit", fit)
-    with pytest.raises(InterruptedError):
-        pretrain.clip([tmp_path / "flowers"], tmp_path / "out", steps=1, batch=12)
-    model, (x, tokens, also_true) = caught["model"], caught["batch_of"](generator(0, 0))
-    with torch.no_grad():
-        a, b = model.encode_image(model.normalize(x)), model.encode_text(tokens)
-        e = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T / 0.07).exp() * ~also_true
-        by_hand = -((e.diag() / e.sum(1)).log() + (e.diag() / e.sum(0)).log()).mean() / 2
-        assert_close(caught["loss_of"](model, x, tokens, also_true), by_hand)
 
 
 def test_images_a_second_are_the_batch_over_the_median(monkeypatch):

@@ -32,7 +32,7 @@ import torch
 from PIL import Image
 
 from tinyanl import flowers, loss as loss_module, models, sample, train, weights
-from tinyanl.pretrain import stages as pretrain
+from tinyanl.pretrain import __main__ as pretrain
 from tinyanl.data import scan
 from tinyanl.encode import encode
 from tinyanl.models import EMBEDDED, load_base, load_run

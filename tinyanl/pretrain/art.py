@@ -1,12 +1,14 @@
-"""Pictures to pretrain on: cut-outs that look different at every look, and captions that say what is seen.
+"""Pictures to pretrain on, which look different every time they are drawn, and captions for them.
 
-A folder's metadata.jsonl names them (data.py), each with "text" or else the "label" of a thing, and maybe "tags",
-"style" and "subgroup". `composite` lays cut-outs, turned and scaled, on new backgrounds; `say` gives a caption of some
-that is known, and one of all: captions true of another picture too are no negatives. B batch, S picture side.
+A folder's metadata.jsonl names its pictures (see data.py). Each has a "text", which describes it,
+or else the "label" of the thing it shows; "tags", "style" and "subgroup" are optional. `composite`
+lays cut-outs, turned and scaled, on new backgrounds. `caption` says something about a picture, and
+`description` all that is known about it, so that two captions can be told from a negative pair.
+
+B batch, N pictures, A side of the pictures kept, S side of those drawn.
 """
 import math
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,105 +21,210 @@ from tqdm import tqdm
 
 from ..data import open_rgb, read_metadata
 
-STYLES = {"fluent3d": "a 3d icon", "noto": "a drawing", "twemoji": "a flat icon"}  # of emoji, in captions
-COLOURS = {"white": (255, 255, 255), "black": (16, 16, 18), "gray": (136, 138, 140), "red": (214, 48, 49),
-           "orange": (243, 146, 55), "yellow": (250, 214, 77), "green": (67, 160, 71), "teal": (38, 166, 154),
-           "blue": (52, 120, 214), "purple": (126, 87, 194), "pink": (244, 143, 177), "brown": (121, 85, 72)}
+# style in metadata.jsonl -> what captions call it
+STYLES = {"fluent3d": "a 3d icon", "noto": "a drawing", "twemoji": "a flat icon"}
+COLOURS = {  # of backgrounds, RGB
+    "white": (255, 255, 255),
+    "black": (16, 16, 18),
+    "gray": (136, 138, 140),
+    "red": (214, 48, 49),
+    "orange": (243, 146, 55),
+    "yellow": (250, 214, 77),
+    "green": (67, 160, 71),
+    "teal": (38, 166, 154),
+    "blue": (52, 120, 214),
+    "purple": (126, 87, 194),
+    "pink": (244, 143, 177),
+    "brown": (121, 85, 72),
+}
+LARGEST_TURN = 0.21  # radians: 12 degrees
+HELD_OUT_EVERY = 10
 
 
 class Art(NamedTuple):
+    """Pictures that `composite` draws from."""
+
     pixels: Tensor  # N 4 A A, uint8: colour times alpha, and alpha
     rows: list[dict]  # of metadata.jsonl, one per picture
-    chance: Tensor  # N, relative: every folder is drawn from equally often
+    weights: Tensor  # (N,) relative chances to be drawn: every folder is drawn from equally often
 
-    def where(self, keep: Callable[[int, dict], bool]) -> "Art":
-        """The pictures for which keep(i, row) is true."""
-        ids = [i for i, row in enumerate(self.rows) if keep(i, row)]
-        return Art(self.pixels[ids], [self.rows[i] for i in ids], self.chance[ids])
+    def select(self, indices: list[int]) -> "Art":
+        rows = [self.rows[i] for i in indices]
+        return Art(self.pixels[indices], rows, self.weights[indices])
 
     def split(self) -> tuple["Art", dict[str, "Art"]]:
-        """Art to train on; and every tenth picture, held out: those with a text, those with a label."""
-        if len(self.rows) < 2:
-            raise ValueError(f"no pictures are left to train on: of {len(self.rows)}, every tenth is held out")
-        held = {"pictures with text": self.where(lambda i, row: i % 10 == 0 and row["text"]),
-                "pictures with label": self.where(lambda i, row: i % 10 == 0 and not row["text"])}
-        return self.where(lambda i, row: i % 10), {name: art for name, art in held.items() if art.rows}
+        """Pictures to train on, and the held-out ones, which are every tenth: by name, those with a
+        text and those with a label, where there are any. ValueError: fewer than two pictures."""
+        n = len(self.rows)
+        if n < 2:
+            raise ValueError(f"no pictures are left to train on: of {n}, every tenth is held out")
+        training = [i for i in range(n) if i % HELD_OUT_EVERY]
+        held_out = range(0, n, HELD_OUT_EVERY)
+        parts = {
+            "pictures with text": [i for i in held_out if self.rows[i]["text"]],
+            "pictures with label": [i for i in held_out if not self.rows[i]["text"]],
+        }
+        named = {name: self.select(indices) for name, indices in parts.items() if indices}
+        return self.select(training), named
+
+
+def complete_row(row: dict, folder: Path) -> dict:
+    """A row of metadata.jsonl with all that captions are made of. ValueError names its picture."""
+    row = {"label": "picture", **row, "path": folder / row["file"]}
+    row["tags"] = row.get("tags") or []
+    row["subgroup"] = row.get("subgroup") or ""
+    are_text = isinstance(row["label"], str) and isinstance(row["subgroup"], str)
+    are_tags = isinstance(row["tags"], list) and all(isinstance(tag, str) for tag in row["tags"])
+    if not (are_text and are_tags):
+        message = '"label", "subgroup" and each of "tags" must be text'
+        raise ValueError(f"{row['path']}: {message}")
+    return row
+
+
+def read_pixels(path: Path, side: int) -> Tensor:
+    """A picture file -> (4 A A) uint8, A = side: colour times alpha, and alpha.
+
+    Opaque pictures are cropped to a square, others padded to one, with a transparent frame.
+    ValueError names the file."""
+    try:
+        picture = open_rgb(path, keep_alpha=True)
+    except ValueError as error:
+        raise ValueError(f"{error}: mend it or take its line out") from error
+    lowest_alpha, _ = picture.getchannel("A").getextrema()
+    if lowest_alpha < 255:
+        picture = ImageOps.pad(picture, (side - 2, side - 2), Image.Resampling.LANCZOS)
+        picture = ImageOps.expand(picture, border=1, fill=(0, 0, 0, 0))
+    else:
+        picture = ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    x = TF.pil_to_tensor(picture)  # 4 A A
+    colour, alpha = x[:3], x[3:]
+    return torch.cat([(colour.float() * alpha / 255).round().byte(), alpha])
 
 
 def read_art(folders: list[Path], side: int = 80) -> Art:
-    """All pictures that the metadata.jsonl of these folders name. A = side: larger than they will be shown.
-    ValueError names the file or the line at fault, OSError: there is no metadata.jsonl."""
-    pixels, rows, chance = [], [], []
-    for folder in folders:
-        if not (found := read_metadata(Path(folder))):
-            raise ValueError(f"{Path(folder) / 'metadata.jsonl'} names no pictures")
+    """All pictures that metadata.jsonl of these folders name, kept larger than they will be drawn.
+
+    ValueError names the file or the line at fault. OSError: there is no metadata.jsonl."""
+    pixels: list[Tensor] = []
+    rows: list[dict] = []
+    weights: list[float] = []
+    for folder in map(Path, folders):
+        found = read_metadata(folder)
+        if not found:
+            raise ValueError(f"{folder / 'metadata.jsonl'} names no pictures")
         for row in tqdm(found, "reading art", leave=False, delay=5):
-            row["path"], row["label"] = Path(folder) / row["file"], row.get("label", "picture")
-            row["tags"], row["subgroup"] = row.get("tags") or [], row.get("subgroup") or ""
-            texts = [row["label"], row["subgroup"], *(row["tags"] if isinstance(row["tags"], list) else [None])]
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"{row['path']}: \"label\", \"subgroup\" and each of \"tags\" must be text")
-            try:
-                picture = open_rgb(row["path"], keep_alpha=True)
-            except ValueError as error:
-                raise ValueError(f"{error}: mend it or take its line out") from error
-            frame = int(picture.getchannel("A").getextrema()[0] < 255)  # transparent, around what is cut out
-            fit = ImageOps.pad if frame else ImageOps.fit
-            picture = fit(picture, (side - 2 * frame,) * 2, Image.Resampling.LANCZOS)
-            x = F.pad(TF.pil_to_tensor(picture), [frame] * 4)                                 # 4 A A
-            pixels.append(torch.cat([(x[:3].float() * x[3:] / 255).round().byte(), x[3:]]))
-        rows += found
-        chance += [1 / len(found)] * len(found)
-    return Art(torch.stack(pixels), rows, torch.tensor(chance))
+            row = complete_row(row, folder)
+            rows.append(row)
+            pixels.append(read_pixels(row["path"], side))
+            weights.append(1 / len(found))
+    return Art(torch.stack(pixels), rows, torch.tensor(weights))
 
 
-def composite(art: Art, n: int | Tensor, size: int, g: torch.Generator) -> tuple[Tensor, Tensor, list[str | None]]:
-    """n pictures drawn at random, or those of given indices, each as it looks this time.
+def uniform(g: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    """Numbers of this shape, spread evenly from low to high."""
+    return torch.rand(*shape, generator=g) * (high - low) + low
 
-    Returns x (B 3 S S) in [-1, 1], their indices (B,), and the colour behind each, None where it is not one colour.
-    Backgrounds are plain, linear gradients and blurred close-ups of other art; opaque pictures are only mirrored."""
-    if not art.rows:
-        raise ValueError("no pictures are left to draw from, once the families held out of the U-Net are gone")
-    index = torch.multinomial(art.chance, n, replacement=True, generator=g) if isinstance(n, int) else n
-    b = len(index)
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(b, *shape, generator=g) * (high - low) + low
-
-    pixels = art.pixels[index].float() / 255                                              # B 4 A A
-    cut = (pixels[:, 3].flatten(1).amin(1) < 1).float()  # 0: opaque                      # B
-    angle, scale = uniform(-0.21, 0.21) * cut, 1 - uniform(0, 0.3) * cut  # 0.21 rad: 12 degrees
-    mirror, shift = uniform(0, 1).round() * 2 - 1, uniform(-1, 1, 2) * (1 - scale)[:, None]
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    turn = torch.stack([cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]], dim=1).view(b, 2, 3)
-    fine = []  # drawn twice as large: smooth edges
-    for part, theta in zip(pixels.split(256), turn.split(256)):
+def draw_front(pixels: Tensor, size: int, g: torch.Generator) -> Tensor:
+    """Pictures (B 4 A A) in [0, 1] -> (B 4 S S) in [0, 1], mirrored half of the time and, if they
+    are cut-outs, turned, scaled and moved."""
+    b = len(pixels)
+    is_cut_out = (pixels[:, 3].flatten(1).amin(1) < 1).float()  # B
+    angle = uniform(g, -LARGEST_TURN, LARGEST_TURN, b) * is_cut_out
+    scale = 1 - uniform(g, 0, 0.3, b) * is_cut_out
+    mirror = uniform(g, 0, 1, b).round() * 2 - 1  # -1 or 1
+    shift = uniform(g, -1, 1, b, 2) * (1 - scale)[:, None]  # B 2
+    cos = angle.cos() / scale
+    sin = angle.sin() / scale
+    rows = [cos * mirror, -sin * mirror, shift[:, 0], sin, cos, shift[:, 1]]
+    affine = torch.stack(rows, dim=1).view(b, 2, 3)
+    parts = []
+    for part, theta in zip(pixels.split(256), affine.split(256), strict=True):
+        # drawn twice as large and averaged: smooth edges
         grid = F.affine_grid(theta, [len(part), 4, 2 * size, 2 * size], align_corners=False)
-        fine.append(F.avg_pool2d(F.grid_sample(part, grid, "bicubic", "border", align_corners=False), 2))
-    front = torch.cat(fine).clamp(0, 1)                                                   # B 4 S S
-
-    pick = torch.randint(len(COLOURS), (2, b), generator=g)
-    ends = torch.tensor(list(COLOURS.values()))[pick] / 255 + torch.randn(2, b, 3, generator=g) * 0.04
-    first, second = ends.clamp(0, 1)[..., None, None]                                     # each B 3 1 1
-    kind, way, line = uniform(0, 1, 1, 1, 1), uniform(0, 2 * math.pi, 1, 1, 1), torch.linspace(-0.5, 0.5, size)
-    ramp = (0.5 + way.cos() * line + way.sin() * line[:, None]).clamp(0, 1)               # B 1 S S
-    back = torch.where(kind < 0.5, first, first + (second - first) * ramp)                # B 3 S S
-    a = pixels.shape[-1] // 4
-    close = art.pixels[torch.randint(len(art.rows), (b,), generator=g), :, a:-a, a:-a].float() / 255
-    close = F.interpolate(F.adaptive_avg_pool2d(close, 5), size, mode="bicubic").clamp(0, 1)  # B 4 S S
-    back = torch.where(kind < 0.75, back, close[:, :3] + (1 - close[:, 3:]) * first)
-    plain = (kind.flatten() < 0.5) & (cut > 0)
-    names = [list(COLOURS)[i] if one else None for i, one in zip(pick[0], plain)]
-    return (front[:, :3] + (1 - front[:, 3:]) * back).clamp(0, 1) * 2 - 1, index, names
+        drawn = F.grid_sample(part, grid, "bicubic", "border", align_corners=False)
+        parts.append(F.avg_pool2d(drawn, 2))
+    return torch.cat(parts).clamp(0, 1)  # B 4 S S
 
 
-def say(row: dict, behind: str | None, dice: random.Random) -> tuple[str, str]:
-    """One of the captions of a picture of art, and all that could be said of it. behind: a colour, from `composite`."""
-    style, tags = STYLES.get(row.get("style"), "a picture"), row["tags"]
-    name, ground = row["text"] or f"a {row['label']}", f" on a {behind} background" if behind else ""
-    if tags and dice.random() < 0.25:
-        some = dice.sample(tags, min(len(tags), dice.choice([1, 2])))
-        said = " ".join(["a", *(tag for tag in tags if tag in some)])
+def draw_backgrounds(
+    art: Art, b: int, size: int, g: torch.Generator
+) -> tuple[Tensor, list[str], Tensor]:
+    """b backgrounds: half are of one colour, a quarter gradients, a quarter close-ups of other art.
+
+    Returns them (B 3 S S) in [0, 1], the name of the (first) colour of each, and whether each shows
+    that colour alone (B,)."""
+    indices = torch.randint(len(COLOURS), (2, b), generator=g)
+    colours = torch.tensor(list(COLOURS.values()))[indices] / 255  # 2 B 3
+    colours = colours + torch.randn(2, b, 3, generator=g) * 0.04
+    first, second = colours.clamp(0, 1)[..., None, None]  # each B 3 1 1
+    kind = uniform(g, 0, 1, b, 1, 1, 1)
+    angle = uniform(g, 0, 2 * math.pi, b, 1, 1, 1)
+    line = torch.linspace(-0.5, 0.5, size)
+    ramp = (0.5 + angle.cos() * line + angle.sin() * line[:, None]).clamp(0, 1)  # B 1 S S
+    page = torch.where(kind < 0.5, first, first + (second - first) * ramp)  # B 3 S S
+
+    margin = art.pixels.shape[-1] // 4
+    others = torch.randint(len(art.rows), (b,), generator=g)
+    close_up = art.pixels[others, :, margin:-margin, margin:-margin].float() / 255
+    close_up = F.adaptive_avg_pool2d(close_up, 5)
+    close_up = F.interpolate(close_up, size, mode="bicubic").clamp(0, 1)  # B 4 S S
+    close_up = close_up[:, :3] + (1 - close_up[:, 3:]) * first  # B 3 S S
+    page = torch.where(kind < 0.75, page, close_up)
+    names = [list(COLOURS)[i] for i in indices[0]]
+    return page, names, kind.flatten() < 0.5
+
+
+def composite(
+    art: Art, n: int | Tensor, size: int, g: torch.Generator
+) -> tuple[Tensor, Tensor, list[str | None]]:
+    """n pictures drawn at random, or those of the given indices (B,), as they look this time.
+
+    Returns x (B 3 S S) in [-1, 1], their indices (B,), and the colour behind each: None where that
+    is not one colour, or not to be seen. ValueError: there are no pictures to draw from."""
+    if not art.rows:
+        raise ValueError(
+            "no pictures are left to draw from, once the families held out of the U-Net are gone: "
+            "give more --data"
+        )
+    if isinstance(n, int):
+        index = torch.multinomial(art.weights, n, replacement=True, generator=g)
     else:
-        said = row["text"] or dice.choice([row["label"], name, f"{style} of {name}"]) + dice.choice(["", ground])
-    return said, " ".join(["a", name, style, "of", *tags, ground])
+        index = n
+    pixels = art.pixels[index].float() / 255  # B 4 A A
+    front = draw_front(pixels, size, g)  # B 4 S S
+    page, colours, is_plain = draw_backgrounds(art, len(index), size, g)
+    x = (front[:, :3] + (1 - front[:, 3:]) * page).clamp(0, 1) * 2 - 1  # B 3 S S
+    is_cut_out = pixels[:, 3].flatten(1).amin(1) < 1  # B
+    is_shown = (is_plain & is_cut_out).tolist()
+    behind = [colour if shown else None for colour, shown in zip(colours, is_shown, strict=True)]
+    return x, index, behind
+
+
+def name_of(row: dict) -> str:
+    """The text of a picture, or else its label: "a rose"."""
+    return row["text"] or f"a {row['label']}"
+
+
+def caption(row: dict, background: str | None, dice: random.Random) -> str:
+    """One of the captions of a picture. background: the colour behind it, as `composite` says."""
+    tags = row["tags"]
+    if tags and dice.random() < 0.25:
+        chosen = dice.sample(tags, min(len(tags), dice.choice([1, 2])))
+        return " ".join(["a", *(tag for tag in tags if tag in chosen)])
+    if row["text"]:
+        return row["text"]
+    style = STYLES.get(row.get("style"), "a picture")
+    name = name_of(row)
+    words = dice.choice([row["label"], name, f"{style} of {name}"])
+    return words + dice.choice(["", ground(background)])
+
+
+def description(row: dict, background: str | None) -> str:
+    """All words that a caption of this picture may use: a superset of every `caption` of it."""
+    style = STYLES.get(row.get("style"), "a picture")
+    return " ".join(["a", name_of(row), style, "of", *row["tags"], ground(background)])
+
+
+def ground(background: str | None) -> str:
+    return f" on a {background} background" if background else ""

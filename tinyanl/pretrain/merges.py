@@ -1,4 +1,4 @@
-"""Learning the merges of a tokenizer: byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909)."""
+"""Learning a tokenizer's merges: byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909)."""
 import gzip
 from collections import Counter
 from itertools import pairwise
@@ -36,7 +36,7 @@ def learn_merges(texts: list[str], n: int) -> list[Pair]:
 
 
 def write_merges(merges: list[Pair], path: Path) -> None:
-    """Write the gzipped merges file that `Tokenizer` reads, with the same bytes for the same merges."""
+    """Write the gzipped file that `Tokenizer` reads: the same bytes for the same merges."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["#version: learned by tinyanl", *map(" ".join, merges), ""]
     path.write_bytes(gzip.compress("\n".join(lines).encode(), mtime=0))

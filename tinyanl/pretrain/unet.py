@@ -1,0 +1,228 @@
+"""Pretraining the U-Net: a denoiser of the first stage's latents, conditioned on a class.
+
+An eighth of the labels says "no class", which is the last row of the table of classes: such a model
+can be guided (Ho & Salimans 2022). B batch, N pictures, C h w latent, S picture side.
+"""
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..autoencoder import Autoencoder
+from ..clip import CLIP
+from ..metrics import frechet_distance
+from ..models import fingerprint, generator, pick_device
+from ..sample import denoise
+from ..schedule import Denoiser, add_noise, ldm_alpha_bar
+from ..unet import UNet
+from ..weights import load_checkpoint
+from .art import Art, composite, read_art
+from .families import FAMILIES
+from .training import SIZE, fit, load_frozen, save_grid, save_ldm
+
+ALPHA_BAR = ldm_alpha_bar()
+CHANNELS = 64  # at the resolution of the latents
+CLASS_WIDTH = 128  # of a class's embedding, and so of the U-Net's context
+NO_CLASS_RATE = 1 / 8
+MOST_SNR = 5  # at which the loss stops to grow with the signal-to-noise ratio
+CLASSES = "cond_stage_model.embedding.weight"
+
+
+class ClassConditionalUNet(nn.Module):
+    """A U-Net that takes classes (B,) int64 in place of a context."""
+
+    def __init__(self, classes: nn.Embedding, unet: UNet):
+        super().__init__()
+        self.classes = classes
+        self.unet = unet
+
+    def forward(self, z: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        """Noisy latents z (B C h w) at times t (B,) -> the noise in them (B C h w), float32."""
+        return self.unet(z, t, self.classes(label)[:, None]).float()
+
+
+def without_families(art: Art) -> Art:
+    """The pictures of no family: those are what the U-Net shall be transferred to."""
+    families = tuple(FAMILIES.values())
+    rest = [i for i, row in enumerate(art.rows) if not row["subgroup"].startswith(families)]
+    return art.select(rest)
+
+
+@torch.no_grad()
+def encode_art(art: Art, first_stage: Autoencoder, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """n pictures drawn at random -> their latents (n C h w), on the CPU, and indices into art (n,).
+
+    n is rounded up to a multiple of 64."""
+    latents = []
+    indices = []
+    for i in tqdm(range(0, n, 64), "encoding", unit_scale=64, unit="img"):
+        x, index, _ = composite(art, 64, SIZE, generator(seed, -1 - i))
+        latents.append(first_stage.encode(x.to(pick_device())).cpu())
+        indices.append(index)
+    return torch.cat(latents), torch.cat(indices)
+
+
+def start_from(init: Path | None, channels: int, classes: int) -> ClassConditionalUNet:
+    """The model to train: fresh, or that of the folder `init`, whose table of classes is kept if it
+    has as many rows. ValueError: its U-Net takes latents of another number of channels."""
+    embedding = nn.Embedding(classes + 1, CLASS_WIDTH)
+    if init is None:
+        unet = UNet(
+            in_channels=channels,
+            out_channels=channels,
+            channels=CHANNELS,
+            mult=(1, 2, 3),
+            blocks=1,
+            attention=(False, True, True),
+            context_dim=CLASS_WIDTH,
+        )
+        return ClassConditionalUNet(embedding, unet)
+    state = load_checkpoint(init / "ldm.ckpt")
+    unet = UNet.from_checkpoint(state)
+    if unet.in_channels != channels:
+        raise ValueError(
+            f"{init / 'ldm.ckpt'} has a U-Net for latents of {unet.in_channels} channels, the "
+            f"first stage makes {channels}: leave out --init"
+        )
+    earlier = state.get(CLASSES)
+    if earlier is not None and earlier.shape == embedding.weight.shape:
+        embedding.weight.data.copy_(earlier)
+    return ClassConditionalUNet(embedding, unet)
+
+
+def min_snr_weights(alpha_bar: Tensor, most: float = MOST_SNR) -> Tensor:
+    """(T,) float32: min(SNR, most) / SNR at each time (Hang et al. 2023, arXiv 2303.09556)."""
+    snr = (alpha_bar / (1 - alpha_bar)).float()
+    return snr.clamp(max=most) / snr
+
+
+def denoising_loss(
+    model: ClassConditionalUNet, z_t: Tensor, t: Tensor, label: Tensor, eps: Tensor, weight: Tensor
+) -> Tensor:
+    """Weighted mean over the batch of |eps_hat - eps|^2; z_t, eps (B C h w), the rest (B,)."""
+    error = (model(z_t, t, label) - eps).square().mean((1, 2, 3))  # B
+    return (error * weight).mean()
+
+
+@torch.no_grad()
+def paint(
+    model: ClassConditionalUNet,
+    first_stage: Autoencoder,
+    labels: Tensor,
+    guidance: float,
+    steps: int,
+    g: torch.Generator,
+    fast: bool,
+) -> Tensor:
+    """Labels (N,) -> pictures (N 3 S S) in [-1, 1], on the CPU, by DDIM with guidance."""
+    device = pick_device()
+    side = SIZE // first_stage.factor
+    noise = torch.randn(len(labels), model.unet.in_channels, side, side, generator=g)  # N C h w
+    no_class = torch.tensor([model.classes.num_embeddings - 1], device=device)
+
+    def bind(label: Tensor) -> Denoiser:
+        def denoiser(z: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+                return model(z, t, label)
+
+        return denoiser
+
+    return denoise(
+        bind,
+        first_stage.decode,
+        noise.to(device),
+        cond=labels.to(device),
+        null=no_class,
+        guidance=guidance,
+        steps=steps,
+        eta=0.0,
+        generator=g,
+        batch=64,
+    )
+
+
+@torch.no_grad()
+def reconstruct(first_stage: Autoencoder, x: Tensor) -> Tensor:
+    """Pictures (N 3 S S) through the first stage and back, on its device, clipped to [-1, 1]."""
+    parts = [part.to(pick_device()) for part in x.split(64)]
+    return torch.cat([first_stage.decode(first_stage.encode(part)) for part in parts]).clamp(-1, 1)
+
+
+def frechet_distances(
+    critic: CLIP, pictures: dict[str, Tensor], others: Tensor
+) -> dict[str, float]:
+    """How far sets of pictures are from as many other fresh ones, in the critic's space."""
+    expected = critic.embed(others)
+    figures = {}
+    for name, x in pictures.items():
+        measured = f"1000 x Frechet distance in CLIP space, {len(x)} {name} and fresh pictures"
+        figures[measured] = 1000 * frechet_distance(critic.embed(x), expected)
+    return figures
+
+
+def train_unet(
+    data: list[Path],
+    out: Path,
+    steps: int,
+    batch: int,
+    seed: int,
+    looks: int,
+    init: Path | None,
+    fast: bool,
+) -> dict[str, float]:
+    """Train on `looks` latents, encoded once by the first stage of the folder `out`.
+
+    The CLIP of that folder measures the result."""
+    art = without_families(read_art(data))
+    first_stage = load_frozen(Autoencoder, out / "ldm.ckpt")
+    critic = load_frozen(CLIP, out / "clip.pt")
+    names = sorted({row["label"] for row in art.rows})
+    label_of = torch.tensor([names.index(row["label"]) for row in art.rows])
+    latents, indices = encode_art(art, first_stage, looks, seed)
+    labels = label_of[indices]
+    weights = min_snr_weights(ALPHA_BAR)
+
+    def draw_batch(g: torch.Generator) -> tuple[Tensor, ...]:
+        i = torch.randint(looks, (batch,), generator=g)
+        t = torch.randint(len(ALPHA_BAR), (batch,), generator=g)
+        has_no_class = torch.rand(batch, generator=g) < NO_CLASS_RATE
+        label = torch.where(has_no_class, len(names), labels[i])
+        z0 = latents[i]  # B C h w
+        eps = torch.randn(z0.shape, generator=g)
+        return add_noise(z0, t, eps, ALPHA_BAR), t, label, eps, weights[t]
+
+    torch.manual_seed(seed)
+    model = start_from(init, latents.shape[1], len(names))
+    config = {
+        "steps": steps,
+        "seed": seed,
+        "batch": batch,
+        "looks": looks,
+        "first_stage": fingerprint(first_stage),
+        "init": str(init),
+        "classes": ";".join(names),
+    }
+    model = fit(model, draw_batch, denoising_loss, out / "training/unet.pt", config, fast)
+    save_ldm(
+        out / "ldm.ckpt",
+        {
+            "first_stage_model": first_stage,
+            "model.diffusion_model": model.unet,
+            "cond_stage_model.embedding": model.classes,
+        },
+    )
+
+    g = generator(seed, steps)
+    fresh, index, _ = composite(art, min(5000, looks), SIZE, g)
+    others, _, _ = composite(art, len(fresh), SIZE, g)
+    shown = torch.randint(len(names), (min(96, looks),), generator=g)
+    x = paint(model, first_stage, shown, guidance=3.5, steps=50, g=g, fast=fast)
+    save_grid(x, out / "training/unet.png")
+    print("unet.png, row by row:", ", ".join(names[i] for i in shown))
+    pictures = {
+        "fresh": fresh,
+        "reconstructed": reconstruct(first_stage, fresh),
+        "sampled": paint(model, first_stage, label_of[index], 1.0, steps=25, g=g, fast=fast),
+    }
+    return frechet_distances(critic, pictures, others)
