@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from tinyanl.models import EMBEDDED
 from tinyanl.unet import (
+    AttentionBlock,
     FeedForward,
     GroupNorm,
     ResBlock,
@@ -18,6 +19,7 @@ from tinyanl.unet import (
     Upsample,
     attend,
     averaged_weights,
+    memory_format,
 )
 
 SITES = {"in_1": 192, "in_2": 192, "in_4": 384, "in_5": 384}
@@ -246,6 +248,28 @@ def test_channels_lie_last_at_every_site_and_where_they_lie_changes_nothing():
         assert all(seen) and len(seen) == len(unet.sites), seen
         seen.clear()
     assert_close(out, unet.to(memory_format=torch.contiguous_format)(z, t, context))
+
+
+def test_on_mps_tensors_stay_contiguous_and_elsewhere_channels_lie_last():
+    """The layout only: no test machine has MPS."""
+    assert memory_format(torch.device("mps")) == torch.contiguous_format
+    assert memory_format(torch.device("cuda")) == torch.channels_last
+    assert memory_format(torch.device("cpu")) == torch.channels_last
+
+
+def test_fresh_weights_are_those_that_a_seed_has_always_given():
+    """The order in which layers draw their numbers: a seed of pretraining must keep its meaning."""
+    torch.manual_seed(1)
+    unet = UNet(3, 3, 32, (1, 2), 1, (True, True), None, 16)
+    torch.manual_seed(1)
+    time = nn.Linear(32, 128), nn.Linear(128, 128)
+    conv_in = nn.Conv2d(3, 32, 3)
+    attention = AttentionBlock(32, 16)
+    block = ResBlock(32, 32, 128)
+    assert torch.equal(unet.time_embed[2].weight, time[1].weight)
+    assert torch.equal(unet.input_blocks[0][0].weight, conv_in.weight)
+    assert torch.equal(unet.input_blocks[1][1].qkv.weight, attention.qkv.weight)
+    assert torch.equal(unet.input_blocks[1][0].in_layers[2].weight, block.in_layers[2].weight)
 
 
 def test_one_head_as_wide_as_its_block_attends_like_torchs():

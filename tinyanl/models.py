@@ -20,7 +20,7 @@ from .data import Picture, file_identity, scan
 from .runs import load, one_line
 from .tokenizer import Tokenizer
 from .tune import put, tunable
-from .unet import UNet
+from .unet import UNet, memory_format
 from .weights import inspect
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
@@ -140,6 +140,7 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
                          f"{clip.token_embedding.num_embeddings}: the merges are cut short, or another CLIP's")
     for model in (unet, autoencoder, clip):
         model.requires_grad_(False).eval().to(device)
+    unet.to(memory_format=memory_format(device))
     # Pictures of every released LDM that loads here have 256 pixels; a file that knows better says so.
     size, channels = state.get("image_size", torch.tensor(256)), autoencoder.post_quant_conv.in_channels
     size = int(size) if size.numel() == 1 else 0
@@ -287,6 +288,6 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
             raise ValueError(f"sigma {sigma}, or a mean that is not finite")
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not fit its own config ({one_line(error)}): train again") from error
-    model.to(base.device, memory_format=torch.channels_last)
+    model.to(base.device, memory_format=memory_format(base.device))
     files = list(adapter.get("files", []))
     return Run(base, model, mu, mu_text, sigma, config, list(adapter["pictures"]), files).frozen()
