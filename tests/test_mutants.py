@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from tinyanl import augment, evaluate, flowers, loss
-from tinyanl.experiments import benchmark, semi_supervised
+from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.encode import embed_texts, encode
 from tinyanl.experiments.judge import Judge, class_of, pictures
@@ -320,13 +320,6 @@ def test_the_filmstrip_has_a_column_for_each_label_and_a_row_for_each_picture():
 def test_bytes_survive_the_way_to_floats_and_back():
     x = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(x / 127.5 - 1), x)
-
-
-def test_images_a_second_are_the_batch_over_the_median(monkeypatch):
-    monkeypatch.setitem(benchmark.SHAPES, "embedded", (8, (32, (1, 2), 1, (False, True), 64)))
-    monkeypatch.setattr(benchmark, "seconds", lambda step, device: (step(), 0.5)[1])
-    rows = {row["what"]: row for row in benchmark.benchmark(batch=2, rounds=1, device="cpu")}
-    assert rows["train anl"]["images/s"] == 4 and rows["sample"]["images/s"] == pytest.approx(4 * 2 / 50)
 
 
 def test_the_middle_of_a_strip_is_kept(tmp_path):
