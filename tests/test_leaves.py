@@ -81,6 +81,7 @@ def test_imports_point_one_way_and_name_only_run_time_packages(module):
     outside, inside = imports(module)
     extra = {
         "checkpoint": {"safetensors"},
+        "data": {"pillow_heif"},
         "experiments.benchmark": {"diffusers"},
     }  # where they are needed
     assert outside - extra.get(module, set()) <= ALLOWED
