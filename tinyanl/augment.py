@@ -54,9 +54,11 @@ def main(argv: list[str] | None = None) -> None:
         run = load_run(args.run, args.weights, args.device)
         training, train_ids, _ = training_set(run, args.trained_on)
         folder = scan(args.data, run.base.size)
+        print(describe(folder))
+        for note in folder.notes:
+            print(f"note: {note}")
         if not folder.classes:
             raise ValueError(f"{args.data} has no classes: put the pictures of each into a sub-folder of its own")
-        print(describe(folder))
         paths, labels = [picture.path for picture in folder.pictures], torch.tensor([p.label for p in folder.pictures])
         rows, ours, sources = [], [], []
         for start in range(0, len(paths), PART):

@@ -124,7 +124,10 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"--rates {args.rates}: 0 to 1; --n {args.n}: a multiple of {EACH}, at least {2 * EACH}")
         run = load_run(args.run, args.weights, args.device)
         seen = training_set(run, args.trained_on)
-        found = scan(args.real, run.base.size).pictures
+        folder = scan(args.real, run.base.size)
+        for note in folder.notes:
+            print(f"note: {note}")
+        found = folder.pictures
         if len(found) < args.n:
             raise ValueError(f"{args.real} has {len(found)} pictures, --n {args.n} needs as many: give more, or less")
         found = [found[i] for i in torch.randperm(len(found), generator=generator(0, 0))[: 2 * args.n]]  # not by class

@@ -119,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.like:
             folder = scan(args.like, run.base.size)
             print(f"like: {describe(folder)}")
+            for note in folder.notes:
+                print(f"note: {note}")
             paths = [picture.path for picture in folder.pictures[: args.n]]
             cond = run.condition(encode(run.base, paths, latents=False)[1][:, 0])
         elif args.text:

@@ -106,6 +106,8 @@ def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl"
           + f", learning rate {lr:g} ({lr_source})", flush=True)
     for path, reason in folder.skipped[5:]:  # the line above names the first five
         print(f"skipped    {str(path)!r}: {reason}")
+    for note in folder.notes:
+        print(f"note       {note}")
     if dry_run:
         mu = torch.zeros(base.clip.dim)
         seconds = rehearse(Run(base, model, mu, mu, 1.0, config, []), changing, batch // world, accumulate)
