@@ -1,15 +1,25 @@
 """Metrics against closed forms and another way to the same number."""
 import pytest
 import torch
+from torchvision.models import inception_v3
 
-from tinyanl.metrics import (diversity, frechet_distance, inception, inception_score, nearest_similarity,
-                             precision_recall, psnr, retrieval)
+from tinyanl.metrics import (
+    diversity,
+    frechet_distance,
+    inception,
+    inception_score,
+    nearest_similarity,
+    precision_recall,
+    psnr,
+    retrieval,
+)
 
 
 def test_psnr_is_the_closed_form_averaged_over_pictures_and_clips():
     x = torch.zeros(2, 3, 4, 4)
     y = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), -0.02)])
-    assert psnr(x, y) == pytest.approx((20 + 40) / 2, abs=1e-4)  # 20 log10(2 / 0.2), 20 log10(2 / 0.02)
+    by_hand = [20, 40]  # 20 log10(2 / 0.2), 20 log10(2 / 0.02)
+    assert psnr(x, y) == pytest.approx(sum(by_hand) / 2, abs=1e-4)
     assert psnr(x + 1, x + 1.5) == pytest.approx(106.0206)  # 1.5 is shown as 1: equal, at the cap
 
 
@@ -33,7 +43,8 @@ def test_frechet_distance_equals_the_published_formula_and_its_invariances(n):
     g = torch.Generator().manual_seed(0)
     a = torch.randn(n, 8, generator=g) @ torch.randn(8, 8, generator=g)
     b = torch.randn(n + 1, 8, generator=g) @ torch.randn(8, 8, generator=g) + 1
-    # FID's formula as published: the square root of the product itself, through its (not symmetric) eigenvalues
+    # FID's formula as published: the square root of the product itself, which is not symmetric,
+    # through its eigenvalues
     product = torch.cov(a.T.double()) @ torch.cov(b.T.double())
     trace = torch.linalg.eigvals(product).real.clamp(min=0).sqrt().sum()
     mean = (a.double().mean(0) - b.double().mean(0)).square().sum()
@@ -47,9 +58,14 @@ def test_frechet_distance_equals_the_published_formula_and_its_invariances(n):
     assert abs(frechet_distance(a, a)) < 1e-6 * distance
 
 
-@pytest.mark.parametrize("a, b, said", [
-    (torch.zeros(1, 3), torch.zeros(5, 3), "two samples"), (torch.zeros(5, 3), torch.zeros(5, 4), "equal width"),
-    (torch.zeros(5, 3), torch.full((5, 3), torch.nan), "NaN")])
+@pytest.mark.parametrize(
+    "a, b, said",
+    [
+        (torch.zeros(1, 3), torch.zeros(5, 3), "two samples"),
+        (torch.zeros(5, 3), torch.zeros(5, 4), "equal width"),
+        (torch.zeros(5, 3), torch.full((5, 3), torch.nan), "NaN"),
+    ],
+)
 def test_frechet_distance_refuses_what_has_no_answer(a, b, said):
     with pytest.raises(ValueError, match=said):
         frechet_distance(a, b)
@@ -58,9 +74,11 @@ def test_frechet_distance_refuses_what_has_no_answer(a, b, said):
 def test_frechet_distance_is_pytorch_fids(recwarn):
     fid_score = pytest.importorskip("pytorch_fid.fid_score")
     g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(400, 32, generator=g), torch.randn(300, 32, generator=g) @ torch.randn(32, 32, generator=g) + 0.5
+    a = torch.randn(400, 32, generator=g)
+    b = torch.randn(300, 32, generator=g) @ torch.randn(32, 32, generator=g) + 0.5
     sides = [x.double().numpy() for x in (a.mean(0), torch.cov(a.T), b.mean(0), torch.cov(b.T))]
-    assert frechet_distance(a, b) == pytest.approx(fid_score.calculate_frechet_distance(*sides), rel=1e-4)
+    expected = fid_score.calculate_frechet_distance(*sides)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
     assert not [w for w in recwarn if "samples of" in str(w.message)]
     with pytest.warns(UserWarning, match="32 samples of 32 features"):
         frechet_distance(a[:32], b)
@@ -69,15 +87,19 @@ def test_frechet_distance_is_pytorch_fids(recwarn):
 def test_frechet_distance_of_gaussians_whose_answer_is_known():
     g = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(4, 4, generator=g)).Q
+    mean = torch.tensor([1.0, 0, 0, 2])
     a = torch.randn(200_000, 4, generator=g) * torch.tensor([1.0, 2, 3, 4]) @ turn
-    b = torch.randn(200_000, 4, generator=g) * torch.tensor([2.0, 2, 1, 1]) @ turn + torch.tensor([1.0, 0, 0, 2])
-    assert frechet_distance(a, b) == pytest.approx(1 + 4 + 1 + 0 + 4 + 9, rel=0.02)  # |mu|^2 + sum (s - s')^2
+    b = torch.randn(200_000, 4, generator=g) * torch.tensor([2.0, 2, 1, 1]) @ turn + mean
+    by_hand = (1 + 4) + (1 + 0 + 4 + 9)  # |mu|^2 + sum (s - s')^2
+    assert frechet_distance(a, b) == pytest.approx(by_hand, rel=0.02)
 
 
 def test_precision_and_recall_of_sets_that_overlap_by_hand():
     real = torch.tensor([[0.0], [1], [2], [10], [11], [12]])
-    fake = torch.tensor([[0.5], [1.5], [50], [51], [52]])  # two of five among the real, which all lie far from 50
-    assert precision_recall(real, fake, k=1) == pytest.approx((2 / 5, 3 / 6))  # 0, 1 and 2 are within 1 of 0.5 or 1.5
+    fake = torch.tensor([[0.5], [1.5], [50], [51], [52]])
+    # two of five lie among the real ones, all of which are far from 50; of those, 0, 1 and 2 are
+    # within 1 of 0.5 or 1.5
+    assert precision_recall(real, fake, k=1) == pytest.approx((2 / 5, 3 / 6))
     assert precision_recall(real, real, k=1) == (1, 1)
     assert precision_recall(real, real + 1000, k=1) == (0, 0)
     with pytest.raises(ValueError, match="more than k = 5"):
@@ -114,9 +136,9 @@ def test_inception_score_by_hand():
 
 def test_the_inception_of_fid_is_pytorch_fids_on_random_weights(monkeypatch):
     oracle = pytest.importorskip("pytorch_fid.inception")
-    from torchvision.models import inception_v3
     torch.manual_seed(0)
-    state = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    options = {"num_classes": 1008, "aux_logits": False, "init_weights": False}
+    state = inception_v3(weights=None, **options).state_dict()
     for name, x in state.items():
         if "running_var" in name:
             x.uniform_(0.05, 0.2)  # so that 94 layers let something through
@@ -127,6 +149,8 @@ def test_the_inception_of_fid_is_pytorch_fids_on_random_weights(monkeypatch):
     with torch.no_grad():
         expected, = oracle.InceptionV3([3]).eval()(x)
         features, logits = inception(state)(2 * x - 1)
-    torch.testing.assert_close(features, expected[:, :, 0, 0], rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    expected = expected[:, :, 0, 0]
+    atol = 1e-4 * expected.abs().max().item()
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=atol)
     torch.testing.assert_close(logits, features @ state["fc.weight"].T)
     assert features.std() > 0
