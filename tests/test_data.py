@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from tinyanl import data
 from tinyanl.data import describe, file_identity, open_rgb, read_metadata, scan, to_square
@@ -344,6 +344,16 @@ def test_a_camera_that_marks_adobe_rgb_without_a_profile_is_remarked(tmp_path):
     assert "Adobe RGB" in open_rgb(tmp_path / "a.jpg").info["notes"][0]
 
 
+@pytest.mark.parametrize("gamma, said", [(1.0, "gamma of 1,"), (1 / 1.8, "gamma of 1.8,"),
+                                         (0.45455, None)])
+def test_a_png_made_for_another_gamma_is_remarked(tmp_path, gamma, said):
+    info = PngImagePlugin.PngInfo()
+    info.add(b"gAMA", struct.pack(">I", round(gamma * 100_000)))
+    save(tmp_path / "a.png", pnginfo=info)
+    notes = open_rgb(tmp_path / "a.png").info["notes"]
+    assert said in notes[0] if said else not notes
+
+
 # --- what TIFF and others hold besides
 
 def tiff(path: Path, size: tuple[int, int], data: bytes, tags: dict[int, int | list[int]]) -> Path:
@@ -662,6 +672,7 @@ def test_films_and_measurements_that_pillow_opens_are_no_pictures(tmp_path):
     ("phone.jpg", bytes(4) + b"ftypmif1" + bytes(50), "pip install pillow-heif"),
     ("a.png", b"\xff\x0a" + bytes(50), "JPEG XL"),
     ("a.jpg", b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50), "JPEG XL"),
+    ("a.tif", b"II*\0" + bytes(60), "bands or bits"),
     ("a.gif", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", "git lfs pull"),
 ])
 def test_what_pillow_cannot_read_is_skipped_with_its_remedy(
@@ -714,6 +725,13 @@ def test_folders_of_systems_and_network_disks_are_no_data(tmp_path):
         (tmp_path / name).write_bytes(b"junk")
     folder = scan(tmp_path, 8)
     assert found(folder, tmp_path) == names and not folder.notes and not folder.skipped
+
+
+def test_pictures_that_icloud_has_not_delivered_are_named(tmp_path):
+    put(tmp_path, *ROSES)
+    (tmp_path / ".IMG_1.jpg.icloud").write_bytes(b"bplist00")
+    assert scan(tmp_path, 8).notes == ["not downloaded from iCloud yet, so not used: "
+                                       ".IMG_1.jpg.icloud"]
 
 
 def test_run_folders_of_tinyanl_are_passed_over_and_named(tmp_path):
@@ -858,14 +876,14 @@ def test_keys_that_others_write_are_read(tmp_path, key, text):
 
 @pytest.mark.parametrize("content", [
     "file_name,text\n{}", "\ufefffile_name;text\n{}".replace(",", ";"), "Text\tFile_Name\n{}",
-    "id,caption,file\n{}"])
+    "id,caption,file\n{}", "sep=;\nfile_name;text\n{}", "image_name| id| caption\n{}"])
 def test_metadata_csv_is_read(tmp_path, content):
     put(tmp_path, "a.png", "b.png", "c.png", "d.png", "e.png")
-    header = content.lstrip("\ufeff").strip("{}\n")
-    delimiter = next(sign for sign in ";\t," if sign in header)
-    place = {"file_name": "{file}", "file": "{file}", "text": "{text}", "caption": "{text}",
-             "id": "7"}
-    row = delimiter.join(place[column.lower()] for column in header.split(delimiter))
+    header = content.lstrip("\ufeff").removeprefix("sep=;\n").strip("{}\n")
+    delimiter = next(sign for sign in ";\t|," if sign in header)
+    place = {"file_name": "{file}", "file": "{file}", "image_name": "{file}", "text": "{text}",
+             "caption": "{text}", "id": "7"}
+    row = delimiter.join(place[column.strip().lower()] for column in header.split(delimiter))
     rows = "".join(row.format(file=f"{name}.png", text=f'"a ""{name}"", or so"') + "\r\n"
                    for name in "abcde")
     (tmp_path / "metadata.csv").write_text(content.format(rows), encoding="utf-8")
@@ -906,7 +924,8 @@ def test_another_encoding_is_named(tmp_path):
     (tmp_path / "1.txt").write_text("a rose")
     folder = scan(tmp_path, 8)
     assert texts(folder)["0.png"] is None and texts(folder)["1.png"] == "a rose"
-    assert folder.notes[0] == "not read, as they are no UTF-8: 0.txt. Save them as UTF-8"
+    assert folder.notes == ["0.txt: no caption, as it is no UTF-8: save it as UTF-8",
+                            "passed over: 1 .txt"]
     (tmp_path / "metadata.jsonl").write_bytes(b'{"file": "0.png", "text": "cr\xe8me"}\n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl:1: .* is no UTF-8. Save"):
         scan(tmp_path, 8)
@@ -944,9 +963,9 @@ def test_a_caption_beside_each_picture(tmp_path):
         ("cat/0.png", "a cat"), ("cat/1.png", "two cats"), ("cat/2.png", "three cats"),
         ("dog.png/0.png", "a dog"), ("dog.png/1.png", None), ("dog.png/2.png", "a dog in the rain"),
         ("dog.png/bare.jpg", "a bear"), ("dog.png/cut.png.png", "half a dog")]
-    assert "several lines, read as one caption: dog.png/2.txt" in folder.notes
-    assert any(note.startswith("not read: cat/2.caption, dog.png/1.txt. Captions come")
-               for note in folder.notes)
+    assert folder.notes[:2] == ["dog.png/1.txt: no caption, as it is empty",
+                                "dog.png/2.txt: its lines are read as one caption"]
+    assert folder.notes[2].startswith("not read: cat/2.caption. Captions come")
 
 
 def test_boxes_beside_the_pictures_are_no_captions(tmp_path):
@@ -955,7 +974,8 @@ def test_boxes_beside_the_pictures_are_no_captions(tmp_path):
         (tmp_path / f"{i}.txt").write_text("0 0.5 0.5 0.2 0.3\n2 0.1 0.1 0.01 1e-2\n")
     folder = scan(tmp_path, 8)
     assert set(texts(folder).values()) == {None}
-    assert folder.notes[0].startswith("not read as captions, as they hold numbers: 0.txt, 1.txt, ")
+    assert folder.notes == ["0.txt, 1.txt, 2.txt and 2 more: no caption, as it holds numbers only",
+                            "passed over: 5 .txt"]
 
 
 def test_which_captions_win_is_said(tmp_path):
@@ -969,8 +989,7 @@ def test_which_captions_win_is_said(tmp_path):
     assert folder.classes == ["cat", "dog"]
     assert folder.notes[:2] == [
         "cat/metadata.csv is not read: cat/metadata.jsonl goes before it",
-        "not read, as cat/metadata.jsonl, dog/metadata.jsonl goes before: cat/0.txt, "
-        "cat/metadata.csv"]
+        "not read, as cat/metadata.jsonl, dog/metadata.jsonl goes before: cat/0.txt"]
     (tmp_path / "metadata.jsonl").write_text(lines(rows={"dog/4.png": "from above"}))
     folder = scan(tmp_path, 8)
     assert texts(folder) == {"4.png": "from above"} and len(folder.skipped) == 9
@@ -1013,8 +1032,11 @@ def test_metadata_that_holds_no_caption_says_its_keys(tmp_path):
                             "prompt or description, only file, file_name, title"]
     (tmp_path / "metadata.jsonl").unlink()
     (tmp_path / "metadata.csv").write_text("camera,lens\nx,y\n")
-    assert scan(tmp_path, 8).notes[0] == ("metadata.csv is not read: none of its columns "
-                                          "(camera, lens) is file_name")
+    assert scan(tmp_path, 8).notes == [
+        "metadata.csv is not read: none of its columns is file_name (camera, lens)",
+        "passed over: 1 .csv"]
+    (tmp_path / "metadata.csv").write_text('"camera')
+    assert "none of its columns is file_name ()" in scan(tmp_path, 8).notes[0]
 
 
 def test_two_captions_in_one_line_and_lists_of_captions(tmp_path):

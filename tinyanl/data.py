@@ -32,8 +32,8 @@ import os
 import re
 import unicodedata
 import warnings
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
@@ -45,43 +45,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 FEW = 5  # a model trained on fewer pictures can only repeat them
-
-# Names of folders. "valid" and "dev" may well be classes, unless there is a train/ beside them.
-TRAIN = {"train", "training"}
-HELD_OUT = {"test", "testing", "val", "validation"}
-HELD_OUT_BESIDE_TRAIN = HELD_OUT | {"valid", "dev", "eval"}
-SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin",
-                  "recycler", "system volume information", "lost+found"}
-SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
-
-# Pillow opens these too, but they are films, pages, measurements and drawings.
-NO_PICTURES = {".mpg", ".mpeg", ".fli", ".flc", ".pdf", ".ps", ".eps", ".wmf", ".emf", ".fit",
-               ".fits", ".grib", ".bufr", ".h5", ".hdf", ".iim", ".gbr"}
-# These are tried even where Pillow cannot read them: then they are skipped with a reason.
-HEIC = {".heic", ".heif", ".hif"}
-TRIED = HEIC | {".avif", ".webp", ".jp2", ".mpo", ".pjpeg", ".pjp"}
-# Copies, unfinished downloads and previews of films are not read, even if they hold a picture.
-LEFTOVERS = {".bak", ".orig", ".old", ".tmp", ".part", ".crdownload", ".thm"}
-ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
-PICTURE_BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
-
-METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds is read
-FILE_KEYS = ("file", "file_name", "filename", "image", "path")
-TEXT_KEYS = ("text", "caption", "prompt", "description")  # the first that a line fills is read
-EXAMPLE = '{"file": "a.jpg", "text": "a rose"}'
-BESIDE = (".txt", ".caption")  # captions beside the pictures
-BOXES = re.compile(r"[\s\d.,eE+-]+")  # where things are: "0 0.5 0.5 0.2 0.3"
-TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
-CAPTION_NAME = re.compile("caption|metadata|prompt|annotation", re.IGNORECASE)
-
-
-# Tags of TIFF and of EXIF.
-BITS_PER_SAMPLE, PHOTOMETRIC, EXTRA_SAMPLES, INTEROP = 258, 262, 338, 0xA005
-WHITE_IS_ZERO = 0
-PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile -> mode
-BROKEN_PROFILE = ("its colour profile is broken, or made for another kind of picture, so it is "
-                  "taken for sRGB")
-HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
 
 
 class Picture(NamedTuple):
@@ -95,7 +58,7 @@ class Folder(NamedTuple):
     classes: list[str]
     skipped: list[tuple[Path, str]]  # file, reason
     enlarged: int  # pictures whose shorter side is below the wanted size
-    notes: Collection[str] = ()  # what its user must hear besides: print a line for each
+    notes: Sequence[str] = ()  # what its user must hear besides: print a line for each
 
 
 def scan(root: str | Path, size: int) -> Folder:
@@ -174,7 +137,7 @@ def open_all(root: Path, files: Iterable[Path], size: int, skipped: list, notes:
              ) -> dict[Path, bool]:
     """Decode every file once: {readable file: is it smaller than `size`}. The others are added to
     `skipped`; what open_rgb remarks is added to `notes`, once with the files that it is true of."""
-    opened, remarks = {}, {}
+    opened, remarks = {}, defaultdict(list)
     for file in tqdm(files, "reading pictures", leave=False, delay=5):
         try:
             picture = open_rgb(root / file)
@@ -183,16 +146,32 @@ def open_all(root: Path, files: Iterable[Path], size: int, skipped: list, notes:
             continue
         opened[file] = min(picture.size) < size
         for remark in picture.info["notes"]:
-            remarks.setdefault(remark, []).append(file)
+            remarks[remark].append(file)
     notes += [f"{some(remarks[remark])}: {remark}" for remark in remarks]
     return opened
 
 
 # --- which files are pictures
 
+SYSTEM_FOLDERS = {"__macosx", "@eadir", "#recycle", "#snapshot", "@recycle", "$recycle.bin",
+                  "recycler", "system volume information", "lost+found"}
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+# Pillow opens these too, but they are films, pages, measurements and drawings.
+NO_PICTURES = {".mpg", ".mpeg", ".fli", ".flc", ".pdf", ".ps", ".eps", ".wmf", ".emf", ".fit",
+               ".fits", ".grib", ".bufr", ".h5", ".hdf", ".iim", ".gbr"}
+# These are tried even where Pillow cannot read them: then they are skipped with a reason.
+HEIC = {".heic", ".heif", ".hif"}
+TRIED = HEIC | {".avif", ".webp", ".jp2", ".mpo", ".pjpeg", ".pjp"}
+# Copies, unfinished downloads and previews of films are not read, even if they hold a picture.
+LEFTOVERS = {".bak", ".orig", ".old", ".tmp", ".part", ".crdownload", ".thm"}
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+PICTURE_BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
+
+
 def find_files(root: Path, skipped: list, notes: list) -> list[Path]:
     """All files below a folder that may be data, sorted, as paths relative to it."""
-    files, runs, seen = [], [], {}  # seen: real path -> where it was met
+    files, runs, missing = [], [], []
+    seen = {}  # real path -> where it was met
 
     def unreadable(error: OSError) -> None:
         skipped.append((Path(error.filename), error.strerror))
@@ -211,6 +190,9 @@ def find_files(root: Path, skipped: list, notes: list) -> list[Path]:
                 continue
         folders[:] = sorted(name for name in folders if not is_system(name))
         files += [here / name for name in names if not is_system(name)]
+        missing += [here / name for name in names if name.endswith(".icloud")]
+    if missing:
+        notes.append(f"not downloaded from iCloud yet, so not used: {some(missing)}")
     if runs and not runs[0].name:
         notes.append("this is a run folder of tinyanl: the pictures in it were drawn by a model")
     elif runs:
@@ -276,6 +258,12 @@ def remedy(files: list[Path]) -> str:
 
 
 # --- folders: what is trained on, and classes
+
+# "valid" and "dev" may well be classes, unless there is a train/ beside them.
+TRAIN = {"train", "training"}
+HELD_OUT = {"test", "testing", "val", "validation"}
+HELD_OUT_BESIDE_TRAIN = HELD_OUT | {"valid", "dev", "eval"}
+
 
 def find_held_out(pictures: list[Path], notes: list) -> set[Path]:
     """The folders (and single pictures) to leave out because they are kept for tests: what lies
@@ -354,6 +342,17 @@ def is_in(file: Path, places: set[Path]) -> bool:
 
 # --- captions
 
+METADATA = ("metadata.jsonl", "metadata.csv")  # the first that a folder holds is read
+FILE_KEYS = ("file", "file_name", "filename", "image", "image_name", "path")
+TEXT_KEYS = ("text", "caption", "prompt", "description")  # the first that a line fills is read
+EXAMPLE = '{"file": "a.jpg", "text": "a rose"}'
+BESIDE = (".txt", ".caption")  # captions beside the pictures
+BOXES = re.compile(r"[\s\d.,eE+-]+")  # where things are: "0 0.5 0.5 0.2 0.3"
+# What else may hold captions, and is named.
+TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
+CAPTION_NAME = re.compile("caption|metadata|prompt|annotation", re.IGNORECASE)
+
+
 def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: list) -> tuple[
         list[tuple[Path, str | None]], list[tuple[Path, str]], list[Path]]:
     """Rows of (picture, caption or None), one for each caption that a picture has; what a metadata
@@ -365,19 +364,19 @@ def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: li
         tell_keys(table, lines, notes)
         rows += [(table.parent / line["file"], line["text"]) for line in lines]
     named = {file for file, _ in rows}
-    speaks = {table.parent: table for table in tables}
+    by_folder = {table.parent: table for table in tables}
     unnamed, rest = [], []
     for file in pictures:
-        table = next((speaks[folder] for folder in file.parents if folder in speaks), None)
+        table = find_above(file, by_folder)
         if table is None:
             rest.append(file)
         elif file not in named:
             unnamed.append((root / file, f"not named in {table.as_posix()}"))
-    beside = read_beside(root, files, rest, notes)
-    rows += [(file, beside[file][1] if file in beside else None) for file in rest]
-    read = [*tables, *(path for path, _ in beside.values())]
-    tell_unread(set(files).difference(pictures, read), pictures, tables, notes)
-    return rows, unnamed, read
+    beside = find_beside(files, rest)
+    texts, told = read_beside(root, set(beside.values()), notes)
+    rows += [(file, texts.get(beside.get(file))) for file in rest]
+    tell_unread(set(files).difference(pictures, texts, told), pictures, tables, notes)
+    return rows, unnamed, [*tables, *texts]
 
 
 def find_tables(root: Path, files: list[Path], notes: list) -> list[Path]:
@@ -386,15 +385,21 @@ def find_tables(root: Path, files: list[Path], notes: list) -> list[Path]:
     found.sort(key=lambda file: (len(file.parts), METADATA.index(file.name.lower()), file))
     tables = {}
     for file in found:
-        above = next((tables[folder] for folder in file.parents if folder in tables), None)
+        above = find_above(file, tables)
+        names = columns(root / file) if file.suffix.lower() == ".csv" else ["file"]
         if above:
             notes.append(f"{file.as_posix()} is not read: {above.as_posix()} goes before it")
-        elif file.suffix.lower() == ".csv" and not find_key(columns(root / file), FILE_KEYS):
-            notes.append(f"{file.as_posix()} is not read: none of its columns "
-                         f"({', '.join(columns(root / file))}) is file_name")
+        elif find_key(names, FILE_KEYS) is None:
+            notes.append(f"{file.as_posix()} is not read: none of its columns is file_name "
+                         f"({shown(', '.join(names))})")
         else:
             tables[file.parent] = file
     return sorted(tables.values())
+
+
+def find_above(file: Path, tables: dict[Path, Path]) -> Path | None:
+    """The metadata file of the folder that a file is in, or of one above."""
+    return next((tables[folder] for folder in file.parents if folder in tables), None)
 
 
 def read_metadata(root: Path) -> list[dict]:
@@ -463,44 +468,66 @@ def read_csv(path: Path) -> list[tuple[str, dict]]:
 
 
 def open_csv(path: Path) -> csv.DictReader:
-    """A table whose columns end at commas, semicolons or tabs: what its first line has most of."""
+    """A table whose columns end at , or ; or | or tabs: what its first line has most of."""
     text = decode(path.read_bytes())
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    if text.startswith("sep="):  # Excel's own way to name the delimiter
+        text = text.partition("\n")[2]
+    delimiter = max(",;\t|", key=text.partition("\n")[0].count)
     return csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True,
                           skipinitialspace=True)
 
 
 def columns(path: Path) -> list[str]:
-    return list(open_csv(path).fieldnames or [])
+    try:
+        return list(open_csv(path).fieldnames or [])
+    except csv.Error:
+        return []
 
 
-def read_beside(root: Path, files: list[Path], pictures: list[Path], notes: list
-                ) -> dict[Path, tuple[Path, str]]:
-    """Picture -> (caption file beside it, its text). For a.png that is a.txt or a.png.txt; its
-    lines are joined."""
-    by_name = {spell(str(file.with_suffix(""))): file for suffix in reversed(BESIDE)
-               for file in files if file.suffix.lower() == suffix}
-    found, unreadable, boxes, joined = {}, [], [], []
-    for picture in pictures if by_name else []:
-        file = by_name.get(spell(str(picture.with_suffix("")))) or by_name.get(spell(str(picture)))
-        if file is None:
-            continue
-        text = decode((root / file).read_bytes())
-        lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
-        if not is_text(text):
-            unreadable.append(file)
-        elif lines and BOXES.fullmatch(text):
-            boxes.append(file)
-        elif lines:
-            found[picture] = (file, " ".join(lines))
-            joined += [file] * (len(lines) > 1)
-    if unreadable:
-        notes.append(f"not read, as they are no UTF-8: {some(unreadable)}. Save them as UTF-8")
-    if boxes:
-        notes.append(f"not read as captions, as they hold numbers: {some(boxes)}")
-    if joined:
-        notes.append(f"several lines, read as one caption: {some(joined)}")
-    return found
+def find_beside(files: list[Path], pictures: list[Path]) -> dict[Path, Path]:
+    """Picture -> the caption file beside it: for a.png that is a.txt, or a.png.txt."""
+    captions = {}
+    for suffix in reversed(BESIDE):  # the first goes before the others
+        for file in files:
+            if file.suffix.lower() == suffix:
+                captions[spell(str(file.with_suffix("")))] = file
+    beside = {}
+    for picture in pictures if captions else []:
+        for name in (picture, picture.with_suffix("")):
+            if spell(str(name)) in captions:
+                beside[picture] = captions[spell(str(name))]
+    return beside
+
+
+def read_beside(root: Path, files: set[Path], notes: list) -> tuple[dict[Path, str], list[Path]]:
+    """The texts of caption files, and those of which `notes` say that there is none in them."""
+    texts, remarks = {}, defaultdict(list)
+    for file in sorted(files):
+        text, remark = read_caption(root / file)
+        if text:
+            texts[file] = text
+        if remark:
+            remarks[remark].append(file)
+    notes += [f"{some(remarks[remark])}: {remark}" for remark in remarks]
+    return texts, [file for told in remarks.values() for file in told]
+
+
+def read_caption(path: Path) -> tuple[str | None, str | None]:
+    """The words in a file, and what is to be said about them."""
+    try:
+        text = decode(path.read_bytes())
+    except OSError as error:
+        return None, f"no caption, as it cannot be read ({error.strerror})"
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if not is_text(text):
+        return None, "no caption, as it is no UTF-8: save it as UTF-8"
+    if not lines:
+        return None, "no caption, as it is empty"
+    if BOXES.fullmatch(text):
+        return None, "no caption, as it holds numbers only"
+    if len(lines) > 1:
+        return " ".join(lines), "its lines are read as one caption"
+    return lines[0], None
 
 
 def tell_keys(table: Path, lines: list[dict], notes: list) -> None:
@@ -508,19 +535,24 @@ def tell_keys(table: Path, lines: list[dict], notes: list) -> None:
     keys = dict.fromkeys(key for line in lines for key in line if key not in ("file", "text"))
     if lines and all(line["text"] is None for line in lines):
         notes.append(f"no captions: no line of {table.as_posix()} has a {' or '.join(TEXT_KEYS)}, "
-                     f"only {', '.join(['file', *keys])}")
+                     f"only {shown(', '.join(['file', *keys]))}")
     for key in keys:
-        if key.lower() in TEXT_KEYS and any(line.get(key) and line["text"] not in line[key]
-                                            for line in lines):
+        if key.lower() in TEXT_KEYS and any(
+                line.get(key) and line["text"] not in line[key] for line in lines):
             notes.append(f"{table.as_posix()}: {key!r} is not read where another key has the text")
 
 
 def tell_unread(files: set[Path], pictures: list[Path], tables: list[Path], notes: list) -> None:
     """Name what looks like captions and was not read as such."""
     stems = {file.with_suffix("") for file in pictures}
-    looks = [file for file in sorted(files) if file.suffix.lower() in TABLES
-             or CAPTION_NAME.search(file.stem)
-             or file.suffix.lower() in (*BESIDE, ".json") and file.with_suffix("") in stems]
+    looks = []
+    for file in sorted(files):
+        suffix = file.suffix.lower()
+        is_beside = suffix in (*BESIDE, ".json") and file.with_suffix("") in stems
+        if file.name.lower() in METADATA:
+            continue  # find_tables has named it
+        if is_beside or suffix in TABLES or CAPTION_NAME.search(file.stem):
+            looks.append(file)
     if looks and tables:
         notes.append(f"not read, as {some(tables)} goes before: {some(looks)}")
     elif looks:
@@ -569,6 +601,14 @@ def is_text(text: str) -> bool:
 
 
 # --- one picture
+
+BITS_PER_SAMPLE, PHOTOMETRIC, EXTRA_SAMPLES, INTEROP = 258, 262, 338, 0xA005  # tags
+WHITE_IS_ZERO = 0  # a value of PHOTOMETRIC
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # colour space of a profile -> mode
+BROKEN_PROFILE = ("its colour profile is broken, or made for another kind of picture, so it is "
+                  "taken for sRGB")
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"}
+
 
 def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
     """The picture (of an animation, the first frame), upright, with the colours that its profile
@@ -679,11 +719,7 @@ def to_srgb(picture: Image.Image, file: Image.Image, remarks: list) -> Image.Ima
         picture = picture.convert("RGB")
     profile = file.info.get("icc_profile")
     if not profile:
-        if "icc_profile" in file.info:  # Pillow found one, but could not read it
-            remarks.append(BROKEN_PROFILE)
-        elif file.getexif().get_ifd(INTEROP).get(1) == "R03":
-            remarks.append("a camera marked it as Adobe RGB, but there is no profile in it, so it "
-                           "is taken for sRGB and looks pale")
+        remark_space(file, remarks)
         return picture.convert("RGB")
     try:
         mode, transform = find_transform(profile)
@@ -696,6 +732,17 @@ def to_srgb(picture: Image.Image, file: Image.Image, remarks: list) -> Image.Ima
         remarks.append(BROKEN_PROFILE)
         return picture.convert("RGB")
     return transform.apply(picture) if transform else picture.convert("RGB")
+
+
+def remark_space(file: Image.Image, remarks: list) -> None:
+    """What says that the colours of a file without a profile are not sRGB's."""
+    gamma = file.info.get("gamma", 1 / 2.2)
+    if "icc_profile" in file.info:  # Pillow found one, but could not read it
+        remarks.append(BROKEN_PROFILE)
+    elif abs(gamma * 2.2 - 1) > 0.1 and "srgb" not in file.info:
+        remarks.append(f"made for a gamma of {1 / max(gamma, 1e-5):.3g}, but taken for sRGB")
+    elif file.getexif().get_ifd(INTEROP).get(1) == "R03":
+        remarks.append("Adobe RGB, as its camera says, but without a profile it is taken for sRGB")
 
 
 @lru_cache(maxsize=64)
@@ -740,6 +787,8 @@ def identify(path: Path) -> str:
         return "AVIF, which a newer Pillow reads: pip install -U pillow, or save it as png"
     elif head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")):
         return "JPEG XL, which Pillow does not read: save it as png"
+    elif head.startswith((b"II*\0", b"MM\0*")):
+        return "a broken TIFF, or one whose bands or bits Pillow does not read: save it as png"
     elif head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS: fetch the picture with git lfs pull"
     return "empty, or not a picture Pillow knows"
