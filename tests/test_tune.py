@@ -65,11 +65,13 @@ def test_a_unet_without_transformers_can_be_tuned_by_anl_alone(tune):
 def test_training_moves_these_tensors_alone_and_the_run_comes_back(tune, base, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_base", lambda *args: base)
     monkeypatch.setattr(train, "draw", lambda *args: None)
+    data = tmp_path / "data"
+    data.mkdir()
     for i in range(4):
-        draw(i)[0].save(tmp_path / f"{i}.png")
+        draw(i)[0].save(data / f"{i}.png")
     before = {k: v.clone() for k, v in base.unet.state_dict().items()}
     tokens = 2 if tune == "attention" else 1
-    out = train.train(tmp_path, tune=tune, tokens=tokens, steps=2, batch=2, out=tmp_path / "run", device="cpu")
+    out = train.train(data, tune=tune, tokens=tokens, steps=2, batch=2, out=tmp_path / "run", device="cpu")
     assert all(torch.equal(v, before[k]) for k, v in base.unet.state_dict().items())  # the base itself stays
     run = load_run(out, device="cpu")
     names = trained(tunable(base, tune, tokens))
@@ -80,7 +82,7 @@ def test_training_moves_these_tensors_alone_and_the_run_comes_back(tune, base, t
     cond, z, t = torch.randn(2, 128), torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
     eps = run.bind(cond)(z, t)
     assert (tune == "uncond") == torch.equal(eps, run.bind(-cond)(z, t))  # all others see the condition
-    train.train(tmp_path, tune=tune, tokens=tokens, steps=2, batch=2, out=out, resume=True, device="cpu")
+    train.train(data, tune=tune, tokens=tokens, steps=2, batch=2, out=out, resume=True, device="cpu")
     assert torch.equal(load_run(out, device="cpu").bind(cond)(z, t), eps)
     assert sample(run, cond, steps=2).shape == (2, 3, 64, 64)
     monkeypatch.setattr(models, "has_bf16", lambda device: True)

@@ -19,7 +19,7 @@ from .clip import CLIP
 from .data import Picture, file_identity, scan
 from .runs import load, one_line
 from .tokenizer import Tokenizer
-from .tune import put, tunable
+from .tune import load_trained, tunable
 from .unet import UNet, memory_format
 from .weights import inspect
 
@@ -281,7 +281,7 @@ def load_run(run: str | Path, weights: str | Path | None = None, device: str | N
     try:
         with torch.device("meta"):  # sizes are the file's word: no memory for them before they are seen to be true
             model = tunable(base, config["tune"], config["tokens"], config["ratio"])
-        put(model, adapter["trained"])
+        load_trained(model, adapter["trained"])
         mu, mu_text = (adapter[name].view(base.clip.dim).float() for name in ("mu", "mu_text"))
         sigma = float(adapter["sigma"])
         if not sigma > 0 or not (mu + mu_text).isfinite().all():
