@@ -15,7 +15,8 @@ PACKAGE = Path(tinyanl.__file__).parent
 LEAVES = ["schedule", "autoencoder", "unet", "clip", "tokenizer", "anl", "masking", "checkpoint"]
 LEAVES += ["data", "metrics", "flowers"]
 # Each of these may import what stands before it, and every leaf.
-MIDDLE = ["weights", "runs", "tune", "models", "encode", "sample", "loss", "train"]
+MIDDLE = ["options", "page", "weights", "runs", "tune", "models", "encode", "sample", "dataset"]
+MIDDLE += ["loss", "train"]
 MIDDLE += ["experiments.judge", "evaluate", "augment"]
 EXPERIMENTS = ["experiments.semi_supervised", "experiments.suite", "experiments.benchmark"]
 PRETRAIN = ["pretrain.emoji", "pretrain.merges", "pretrain.codes", "pretrain.art"]

@@ -12,12 +12,13 @@ from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
-from tinyanl import augment, evaluate, flowers, loss
+from tinyanl import augment, dataset, evaluate, flowers, loss
 from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.encode import embed_texts, encode
 from tinyanl.experiments.judge import Judge, class_of, pictures
-from tinyanl.loss import denoising_loss, held_out_batch, training_batch
+from tinyanl.dataset import curve_batch, training_batch
+from tinyanl.loss import denoising_loss
 from tinyanl.masking import guided, mask_condition
 from tinyanl.metrics import psnr
 from tinyanl.models import EMBEDDED, Run, load_base, load_run, split
@@ -68,7 +69,7 @@ def fresh_run(base):
 def test_a_picture_meets_its_own_condition_any_time_and_normal_noise():
     n, ids = torch.arange(20.).view(10, 2), torch.tensor([1, 2, 4, 7, 9])
     latents, cond = n[..., None, None, None].expand(-1, -1, 3, 4, 4), 1 + n[..., None].expand(-1, -1, 64)
-    z0, c, t, eps = training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=7)
+    z0, c, t, eps, _ = training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=7)
     kept = c.any(1)
     assert torch.equal(c[kept], 1 + z0[kept][:, 0, 0, :1].expand(-1, 64))
     assert t.min() < 10 and t.max() > 990
@@ -77,7 +78,7 @@ def test_a_picture_meets_its_own_condition_any_time_and_normal_noise():
 
 def test_a_held_out_picture_meets_its_own_condition():
     latents, cond, ids = torch.randn(9, 2, 3, 4, 4), torch.randn(9, 2, 8), torch.tensor([0, 3, 8])
-    _, c, _, eps = held_out_batch(latents, cond, ids)
+    _, c, _, eps, _ = curve_batch(latents, cond, ids)
     assert torch.equal(c[:4], cond[[0, 3, 8, 0], 0]) and abs(eps.std() - 1) < 0.1
 
 
@@ -128,7 +129,7 @@ def test_the_log_has_the_errors_on_the_pictures_it_names(run, run_folder, paths)
     latents, embeddings = encode(run.base, paths)
     row = json.loads((run_folder / "log.jsonl").read_text().splitlines()[-1])
     for name, ids in zip(("training", "held_out"), split(range(12), 3)):
-        found = denoising_loss(run, *held_out_batch(latents, run.condition(embeddings), ids)).item()
+        found = denoising_loss(run, *curve_batch(latents, run.condition(embeddings), ids)[:4]).item()
         assert row[name] == pytest.approx(found, rel=1e-4)
 
 
@@ -150,9 +151,9 @@ def test_an_uncentred_run_has_no_centre(data, tmp_path):
 @pytest.mark.parametrize("change", [dict(batch=5), dict(lr=1e-3), dict(train_mask=0.2)])
 def test_what_a_resumed_run_may_change_does_change(data, copy, change, monkeypatch):
     asked, batches, new = [], training_batch, dict(batch=4, lr=2e-3, train_mask=0.0) | change
-    monkeypatch.setattr(train_module, "training_batch", lambda *args: asked.append(args[3:5]) or batches(*args))
+    monkeypatch.setattr(dataset, "training_batch", lambda *args: asked.append(args[3:5]) or batches(*args))
     train(data, steps=4, out=copy, resume=True, seed=3, device="cpu", sample_every=9, **new)
-    assert asked == [(new["batch"], new["train_mask"])] * 2
+    assert asked == [(new["batch"], new["train_mask"])] * 3  # steps 2 and 3, and one that is drawn ahead
     optimizer = torch.load(copy / "state.pt", weights_only=True)["optimizer"]
     assert optimizer["param_groups"][0]["lr"] == new["lr"]
 
@@ -187,8 +188,8 @@ def test_the_embedded_weights_are_as_good_as_their_readme_says(base, paths):
     with torch.no_grad():
         z = base.autoencoder.encode(x)
         assert psnr(x, base.autoencoder.decode(z)) > 26
-        batch = held_out_batch(z[:, None], torch.zeros(12, 1, 128), torch.arange(12))
-        assert denoising_loss(fresh_run(base), *batch) < 0.2
+        batch = curve_batch(z[:, None], torch.zeros(12, 1, 128), torch.arange(12))
+        assert denoising_loss(fresh_run(base), *batch[:4]) < 0.2
 
 
 @pytest.mark.filterwarnings("ignore:.*samples of (128|64|3) features")

@@ -2,7 +2,7 @@
 
     what                                                   tried   what happens
     kill -9 of a training run, at any moment or in a save      5   the resumed run leaves the same bytes (kills.py)
-    Ctrl-C, SIGTERM                                            2   saves, says how to go on, exit 130
+    Ctrl-C, SIGTERM, a connection that closes                  3   saves, says how to go on, exit 130
     a full disk, a file too large                              2   one line; what was saved is whole; goes on later
     a loss, gradient, latent that is no number                 3   stops before the weights change; names the pictures
     --resume: other arguments, pictures, weights; damage      11   what may change is said, the rest refused
@@ -31,7 +31,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tinyanl import flowers, loss as loss_module, models, sample, train, weights
+from tinyanl import dataset, flowers, loss as loss_module, models, sample, train, weights
 from tinyanl.pretrain import __main__ as pretrain
 from tinyanl.data import scan
 from tinyanl.encode import encode
@@ -81,22 +81,22 @@ def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
     assert json.loads(done.stdout)["kills"] >= 5
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_between_two_steps_and_saves(pictures, ten, tmp_path, number, capsys, monkeypatch):
-    batches = train.training_batch
+    batches = dataset.training_batch
 
     def interrupted(*args):
-        if args[-1] == 6:
+        if args[-1] == 7:  # which is drawn while step 6 is computed
             signal.raise_signal(number)
         return batches(*args)
 
-    monkeypatch.setattr(train, "training_batch", interrupted)
+    monkeypatch.setattr(dataset, "training_batch", interrupted)
     argv = ["--data", pictures, "--steps", "10", "--out", tmp_path / "run"]
     argv += [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", value)]
     said = one_line(train.main, argv, capsys, code=130)
     assert "saved at step 7" in said and "--resume" in said
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
-    monkeypatch.setattr(train, "training_batch", batches)
+    monkeypatch.setattr(dataset, "training_batch", batches)
     train.main([str(word) for word in [*argv, "--resume"]])
     whole, again = left(ten), left(tmp_path / "run")
     assert same(again[0], whole[0])
@@ -139,7 +139,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(pictures, ten, tmp_path, monkey
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(pictures, tmp_path, what, monkeypatch):
-    batches, loss_of, steps = train.training_batch, train.denoising_loss, []
+    batches, loss_of, steps = dataset.training_batch, loss_module.denoising_loss, []
     five = train.train(pictures, steps=5, out=tmp_path / "five", **TINY)
 
     def watched(*args):
@@ -152,7 +152,7 @@ def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(p
             return loss
         return loss * math.nan if what == "loss" else loss + (p - p.detach()).sum().sqrt()  # its slope at 0 is infinite
 
-    monkeypatch.setattr(train, "training_batch", watched)
+    monkeypatch.setattr(dataset, "training_batch", watched)
     monkeypatch.setattr(loss_module, "denoising_loss", poisoned)
     numbers = "nan, gradient norm nan" if what == "loss" else r"0\.\d+, gradient norm (nan|inf)"
     with pytest.raises(ValueError, match=f"step 5: loss {numbers}, learning rate 0.002\\..*--lr.*\\.png"):

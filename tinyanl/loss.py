@@ -1,87 +1,100 @@
-"""One training step without the update: the batch, the loss and its gradients.
+"""One training step without the update: the denoising loss of a batch, and its gradients.
 
-A batch is drawn on the CPU from (seed, step) alone, so a resumed run needs no saved random states, and every process of
-torchrun draws the same one and takes its part. N pictures, B batch, C h w latent, D CLIP embedding width.
+B batch, C h w latent, D CLIP embedding width.
 """
 import contextlib
 import copy
+import functools
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .masking import mask_condition
-from .models import Run, generator
+from .dataset import Batch, T
+from .models import Run
 from .schedule import add_noise, ldm_alpha_bar
 
-ALPHA_BAR = ldm_alpha_bar()
-COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
 
-
-def held_out_batch(latents: Tensor, cond: Tensor, ids: Tensor, size: int = 64) -> tuple[Tensor, ...]:
-    """The same pictures, evenly spread timesteps and noise every time: the curve shows the model, not the draw.
-    latents (N 2 C h w), cond (N 2 D), ids of the pictures to use."""
-    i = ids[torch.arange(size) % len(ids)]
-    eps = torch.randn(size, *latents.shape[2:], generator=torch.Generator().manual_seed(0))
-    t = (torch.arange(size) * 29 % size * 1000 + 500) // size  # 29: neighbours in i are far apart in t
-    return latents[i, 0], cond[i, 0], t, eps
-
-
-def training_batch(latents: Tensor, cond: Tensor, ids: Tensor, batch: int, train_mask: float, seed: int,
-                   step: int) -> tuple[Tensor, ...]:
-    """z0 (B C h w), cond (B D), t (B,) and eps (B C h w) of one step, drawn on the CPU from (seed, step) alone.
-    latents (N 2 C h w) and cond (N 2 D) of pictures and their mirror images, ids of the pictures to use."""
-    g = generator(seed, step)
-    i = torch.randint(2 * len(ids), (batch,), generator=g)
-    picture, mirrored = ids[i // 2], i % 2
-    t = torch.randint(1000, (batch,), generator=g)
-    eps = torch.randn(batch, *latents.shape[2:], generator=g)
-    fate, rate = torch.rand(2, batch, 1, generator=g)  # of each sample's condition: dropped, partly masked, or whole
-    rate = torch.where(fate < COND_DROP, 1.0, torch.where(fate < COND_DROP + train_mask, rate, 0.0))
-    return latents[picture, mirrored], mask_condition(cond[picture, mirrored], rate, g), t, eps
+@functools.cache
+def alpha_bar_on(device: torch.device) -> Tensor:
+    """The schedule (T,) in float32 (MPS has no float64), sent to a device once and not with every
+    batch."""
+    return ldm_alpha_bar().float().to(device)
 
 
 def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Mean of |eps - eps_hat|^2 over a batch, DDPM eq. (14), without weights."""
-    z0, cond, t, eps = (x.to(run.base.device) for x in (z0, cond, t, eps))
-    return F.mse_loss(run.bind(cond)(add_noise(z0, t, eps, ALPHA_BAR), t), eps)
+    """Mean of |eps - eps_hat(z_t, t, cond)|^2 over a batch, DDPM eq. (14), without weights. All lie
+    on the run's device."""
+    z_t = add_noise(z0, t, eps, alpha_bar_on(z0.device))
+    return F.mse_loss(run.bind(cond)(z_t, t), eps)
 
 
 class Loss(nn.Module):
-    """denoising_loss as a module that owns what is trained, since that is what DistributedDataParallel takes."""
+    """denoising_loss as a module that owns what is trained, since that is what
+    DistributedDataParallel takes."""
 
     def __init__(self, run: Run):
         super().__init__()
-        self.run, self.model = run, run.model
+        self.run = run
+        self.model = run.model
 
-    def forward(self, *batch: Tensor) -> Tensor:
-        return denoising_loss(self.run, *batch)
+    def forward(self, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        return denoising_loss(self.run, z0, cond, t, eps)
 
 
-def gradients(loss_of: nn.Module, drawn: tuple[Tensor, ...], accumulate: int = 1, rank: int = 0,
+def gradients(loss_of: nn.Module, batch: Batch, accumulate: int = 1, rank: int = 0,
               world: int = 1) -> Tensor:
-    """Accumulate the gradients of a batch's mean loss, computed in parts -> the mean over this process's parts."""
-    total, parts = 0.0, accumulate * world
+    """Accumulate the gradients of a batch's mean loss, computed in parts -> the mean over this
+    process's parts, ().
+
+    Of accumulate * world parts each process computes every world-th one. With its last part
+    DistributedDataParallel averages the gradients over the processes; before, it would be work for
+    nothing."""
+    parts = accumulate * world
+    total = torch.zeros((), device=batch.z0.device)
     for part in range(rank, parts, world):
-        last = world == 1 or part + world >= parts  # with it, DistributedDataParallel averages the gradients
-        with contextlib.nullcontext() if last else loss_of.no_sync():
-            loss = loss_of(*(x[part::parts] for x in drawn)) / accumulate
+        is_last = part + world >= parts
+        waiting = contextlib.nullcontext() if is_last else no_sync(loss_of)
+        with waiting:
+            loss = loss_of(*(x[part::parts] for x in batch[:4])) / accumulate
             loss.backward()
         total = total + loss.detach()
     return total
 
 
-def rehearse(run: Run, changing: list[nn.Parameter], batch: int, accumulate: int) -> float:
-    """Seconds of a training step, on noise; what it needs of memory stands in peak_megabytes afterwards."""
-    optimizer, average = torch.optim.AdamW(changing, lr=1e-9), copy.deepcopy(run.model).requires_grad_(False)
-    eps, cond = torch.randn(batch, *run.base.latent_shape), torch.randn(batch, run.base.clip.dim)
+def no_sync(loss_of: nn.Module) -> contextlib.AbstractContextManager:
+    """Where gradients are summed up before the processes average them; one process alone has
+    nothing to wait for."""
+    return loss_of.no_sync() if hasattr(loss_of, "no_sync") else contextlib.nullcontext()
+
+
+@torch.no_grad()
+def curve_loss(run: Run, batch: Batch, rank: int = 0, world: int = 1) -> Tensor:
+    """This process's share of the mean loss of a batch, (): the sum over all `world` processes is
+    the mean."""
+    share = [x[rank::world] for x in batch[:4]]
+    if not len(share[0]):
+        return torch.zeros((), device=batch.z0.device)
+    return denoising_loss(run, *share) * (len(share[0]) / len(batch.z0))
+
+
+def rehearse(run: Run, loss_of: Callable[..., Tensor], parameters: list[nn.Parameter], batch: int,
+             accumulate: int) -> float:
+    """Seconds of a training step, on noise; what it needs of memory stands in peak_megabytes
+    afterwards."""
+    optimizer = torch.optim.AdamW(parameters, lr=1e-9)
+    average = copy.deepcopy(run.model).requires_grad_(False)
+    z0 = torch.randn(batch, *run.base.latent_shape)
+    cond = torch.randn(batch, run.base.clip.dim)
+    t = torch.randint(T, (batch,))
+    noise = Batch(z0, cond, t, z0, t).to(run.base.device)
     for _ in range(3):  # the first ones are slower
         begin = time.perf_counter()
         optimizer.zero_grad()
-        loss = gradients(Loss(run), (eps, cond, torch.arange(batch) * 29 % 1000, eps), accumulate)
+        loss = gradients(loss_of, noise, accumulate)
         optimizer.step()
-        for mean, p in zip(average.parameters(), run.model.parameters()):
-            mean.lerp_(p.data, 0.01)
+        torch._foreach_lerp_(list(average.parameters()), list(run.model.parameters()), 0.01)
         loss.item()  # a GPU is waited for
     return time.perf_counter() - begin

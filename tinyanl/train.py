@@ -1,249 +1,517 @@
-"""Transfer a pretrained latent diffusion model to a folder of pictures, by training ANL modules or what --tune says.
+"""Transfer a pretrained latent diffusion model to a folder of pictures, by training ANL modules or
+what --tune says.
 
     python -m tinyanl.flowers ./flowers && python -m tinyanl.train --data ./flowers
     python -m tinyanl.train --data ./birds --weights weights/imagenet256 --steps 4000
-    torchrun --nproc-per-node 4 -m tinyanl.train --data ./birds --weights weights/imagenet256     each a part of a batch
+    torchrun --nproc-per-node 4 -m tinyanl.train --data ./birds --weights weights/imagenet256
 
-The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with their mirror images; a
-tenth of them is held out. Training then draws (latent, embedding) pairs from memory and minimises
-|eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of the conditions are partly masked (--train-mask): our addition,
-the paper masks at sampling only. Diversity then costs less fidelity, words lose some (tutorials/08_masks.ipynb).
-B batch, N pictures, C h w latent, D CLIP embedding width.
+The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with
+their mirror images; a tenth of them is held out. Training then draws (latent, embedding) pairs from
+memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of the conditions are
+partly masked (--train-mask): our addition, the paper masks at sampling only. Diversity then costs
+less fidelity, words lose some (tutorials/08_masks.ipynb). With torchrun each process takes a part
+of every batch. B batch, R rows of a grid, S picture side, D CLIP embedding width.
 """
+import contextlib
 import copy
+import dataclasses
 import json
 import math
+import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from .data import describe, file_identity, open_rgb, scan, to_square
-from .encode import IN_MEMORY, NEUTRAL, embed_texts, encode
-from .loss import COND_DROP, Loss, denoising_loss, gradients, held_out_batch, rehearse, training_batch
-from .models import Run, generator, load_base, split
-from .runs import (claim, command, earlier_state, join_processes, mistakes_in_one_line, noting_signals, peak_megabytes,
-                   save)
+from .data import Folder, describe, open_rgb, scan, to_square
+from .dataset import COND_DROP, Batch, TrainingData, encode_folder
+from .loss import Loss, curve_loss, gradients, rehearse
+from .models import Base, Run, load_base, split
+from .options import add_options, option
+from .page import page
+from .runs import (
+    claim,
+    command,
+    earlier_state,
+    is_first_process,
+    join_processes,
+    memory_advice,
+    mistakes_in_one_line,
+    noting_signals,
+    peak_megabytes,
+    remove_stale,
+    save,
+    say,
+)
 from .sample import filmstrip, sample, to_uint8
-from .tune import DEAD, TUNES, trained, tunable
+from .tune import DEAD, TUNES, trained, tunable, unet_of
 
-SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps at 1e-4 ... 1e-2, lowest held-out loss
-LEARNING_RATES = {"anl": 2e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3, "shallow": 1e-3,
-                  "uncond": 1e-3}  # anl: 1e-3 gave .0887, 3e-3 .0874, 1e-2 .0906, a parabola's least is at 2.4e-3
-UNMEASURED = 1e-4, "base_learning_rate of LDM's cin256-v2; no rate was measured here"
+SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps, lowest held-out loss
+LEARNING_RATES = {"anl": 2e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3,
+                  "shallow": 1e-3, "uncond": 1e-3}
+UNMEASURED = "base_learning_rate of LDM's cin256-v2; no rate was measured here"
+WEIGHT_DECAY = 0.01  # torch's default for AdamW; none was compared here
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
 ROWS = 8  # pictures in every sample grid, rows of the filmstrip
-LOG_EVERY = 20  # steps
+LOG_EVERY = 50  # steps
 
 
-def draw(run: Run, cond: Tensor, likes: Tensor, frames: dict[int, Tensor], step: int, seed: int, out: Path) -> None:
-    """Add this step's samples to `frames`, and write their grid, under the pictures they are like, and the filmstrip of
-    Figure 1: a row per seed and held-out condition, a column per checkpoint.  likes and frames (R 3 S S) uint8."""
-    frames[step] = to_uint8(sample(run, cond, seed=seed))
-    grid = make_grid(torch.cat([likes, frames[step]]), nrow=len(likes), pad_value=255)
-    save(to_pil_image(grid), out / "samples" / f"step_{step:06d}.png")
-    save(filmstrip({"like": likes, **{f"{step}": x for step, x in frames.items()}}), out / "filmstrip.png")
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What training can be told: the flags of the command, and the fields of config.json.
+
+    Fields marked `kept` are written to config.json and must be the same when a run is resumed,
+    unless they are marked `may_change`. ValueError for a value that cannot be."""
+
+    data: Path = option(help="folder of pictures, any nesting, or with captions", kept=True,
+                        may_change=True)
+    weights: Path | None = option(
+        None, help="folder of released weights (default: the embedded emoji64)", kept=True)
+    tune: str = option("anl", help="what is trained", choices=tuple(TUNES), kept=True)
+    steps: int = option(1000, help="optimizer steps")
+    batch: int = option(32, help="pictures a step", kept=True, may_change=True)
+    accumulate: int = option(1, help="parts that a batch is computed in, to need less memory")
+    checkpoint: bool = option(
+        False, help="keep few activations and compute them twice: less memory")
+    lr: float | None = option(
+        None, help="constant learning rate (default: as measured, said at the start)", kept=True,
+        may_change=True)
+    tokens: int = option(1, help="condition tokens K", kept=True)
+    ratio: int = option(4, help="relative width of the mapping", kept=True)
+    train_mask: float = option(0.5, help="share of the conditions that is partly masked",
+                               kept=True, may_change=True)
+    out: Path | None = option(None, help="run folder (default: runs/ and the data folder's name)")
+    resume: bool = option(False, help="continue the run in --out; at 0 where there is none")
+    overwrite: bool = option(False, help="replace the run in --out")
+    sample_every: int | None = option(
+        None, help="steps between sample grids (default: an eighth of the steps)")
+    save_every: int | None = option(
+        None, help="steps between saves (default: as --sample-every)")
+    seed: int = option(0, help="of everything random", kept=True)
+    device: str | None = option(None, help="cuda, mps or cpu (default: the first there is)")
+    compile: bool = option(False, help="torch.compile the training step")
+    uncentred: bool = option(
+        False, help="do not subtract the mean embedding, to compare", kept=True)
+    dry_run: bool = option(False, help="say everything, time three steps, write nothing")
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNES:
+            raise ValueError(f"tune={self.tune!r} must be one of {', '.join(TUNES)}")
+        for name in ("steps", "batch", "tokens", "ratio", "sample_every", "save_every",
+                     "accumulate"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name}={number}: at least 1")
+        if not 0 <= self.train_mask <= 1 - COND_DROP:
+            raise ValueError(f"train_mask={self.train_mask} must be between 0 and {1 - COND_DROP}, "
+                             f"since {COND_DROP} of the conditions are dropped")
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise ValueError(f"lr={self.lr} must be between 0 and 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be between 0 and {2**32 - 1}")
+        if self.resume and self.overwrite:
+            raise ValueError("resume continues a run, overwrite replaces it: choose one of them")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is left."""
+        return Path(self.out or Path("runs") / Path(self.data).resolve().name)
+
+    @property
+    def grid_steps(self) -> int:
+        """Steps between sample grids."""
+        return self.sample_every or max(1, self.steps // 8)
+
+    @property
+    def save_steps(self) -> int:
+        """Steps between saves."""
+        return self.save_every or self.grid_steps
+
+    def learning_rate(self) -> tuple[float, str]:
+        """The learning rate, and where it comes from."""
+        if self.lr is not None:
+            return self.lr, "given"
+        if self.weights is not None:
+            return 1e-4, UNMEASURED
+        return LEARNING_RATES[self.tune], SWEPT
+
+    def config(self) -> dict:
+        """What config.json and adapter.pt keep."""
+        config = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                  if field.metadata.get("kept")}
+        config["data"] = str(self.data)
+        config["weights"] = str(self.weights) if self.weights is not None else None
+        config["lr"] = self.learning_rate()[0]
+        return config
+
+    def check_surroundings(self, world: int) -> None:
+        """ValueError: a batch does not split, or the run would train on its own pictures.
+        FileNotFoundError: there is no such data."""
+        parts = world * self.accumulate
+        if self.batch % parts:
+            raise ValueError(f"batch={self.batch} does not split into {parts} equal parts, "
+                             f"{self.accumulate} for each of {world} processes: choose another")
+        data = Path(self.data)
+        if not data.exists():
+            raise FileNotFoundError(f"{data} does not exist: name a folder of pictures, or draw "
+                                    "one (tinyanl.flowers)")
+        if self.folder.resolve().is_relative_to(data.resolve()):
+            raise ValueError(f"the run folder {self.folder} lies inside the data folder {data}, so "
+                             "it would train on its own pictures: choose an --out outside")
 
 
-def train(data: str | Path, weights: str | Path | None = None, tune: str = "anl", steps: int = 1000, batch: int = 32,
-          lr: float | None = None, tokens: int = 1, ratio: int = 4, train_mask: float = 0.5,
-          out: str | Path | None = None, resume: bool = False, overwrite: bool = False,
-          sample_every: int | None = None, save_every: int | None = None, seed: int = 0, device: str | None = None,
-          compile: bool = False, uncentred: bool = False, dry_run: bool = False, accumulate: int = 1,
-          checkpoint: bool = False) -> Path:
-    """Train and return the run folder (`--help` explains the arguments). It holds config.json, adapter.pt (what was
-    trained, averaged: for sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
+MAY_CHANGE = {field.name for field in dataclasses.fields(Options)
+              if field.metadata.get("may_change")}
 
-    Raises ValueError or OSError, in one sentence that says what to mend, before anything slow starts where it can, and
-    KeyboardInterrupt after Ctrl-C or SIGTERM, when it has saved."""
-    if tune not in TUNES or resume and overwrite:
-        raise ValueError(f"tune={tune!r} must be one of {', '.join(TUNES)}; resume or overwrite, not both")
-    whole = dict(steps=steps, batch=batch, tokens=tokens, ratio=ratio, sample_every=sample_every, save_every=save_every,
-                 accumulate=accumulate)
-    if wrong := [f"{name}={n}" for name, n in whole.items() if n is not None and n < 1]:
-        raise ValueError(f"{', '.join(wrong)}: at least 1")
-    if not 0 <= train_mask <= 1 - COND_DROP or lr is not None and not 0 < lr < 1 or not 0 <= seed < 2**32:
-        raise ValueError(f"train_mask={train_mask} must be between 0 and {1 - COND_DROP}, lr={lr} between 0 and 1, "
-                         f"seed={seed} between 0 and {2**32 - 1}")
+
+class State:
+    """What training changes: the live tensors and their average, AdamW's moments, the step, and
+    what was logged and painted so far."""
+
+    def __init__(self, run: Run, lr: float):
+        self.run = run
+        self.average = dataclasses.replace(run, model=copy.deepcopy(run.model))
+        self.live = tensors(run.model)
+        self.ema = tensors(self.average.model)
+        self.average.model.requires_grad_(False)
+        self.parameters = with_effect(run.model, run.config["tokens"])
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+        self.fingerprints = run.base.fingerprints()
+        self.step = 0
+        self.losses: list[float] = []  # since the last line of the log
+        self.log: list[dict] = []
+        self.frames: dict[int, Tensor] = {}  # step -> samples (R 3 S S) uint8
+
+    def update(self, loss: float) -> None:
+        """Take an optimizer step along the gradients, and move the average after it."""
+        self.optimizer.step()
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.values()), list(self.live.values()), 1 - decay)
+        self.losses.append(loss)
+        self.step += 1
+
+    def is_due(self, every: int, steps: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, is due now."""
+        return self.step % every == 0 or self.step == steps
+
+    def state_dict(self) -> dict:
+        """What state.pt holds: everything that resuming needs."""
+        same = {"weights": self.fingerprints, "pictures": self.run.pictures,
+                "files": self.run.files}
+        return {"step": self.step, "live": self.live, "ema": self.ema,
+                "optimizer": self.optimizer.state_dict(), "frames": self.frames, "log": self.log,
+                "losses": self.losses, "same": same, "config": self.run.config}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from another run's state. ValueError: it has other pictures or another base."""
+        mine = self.state_dict()["same"]
+        differing = [name for name in mine if state["same"].get(name, mine[name]) != mine[name]]
+        if differing:
+            names = " and ".join(name.replace("files", "pictures") for name in differing)
+            raise ValueError(f"it was trained on other {names} than there are now: put them back, "
+                             "or give --out for a new run")
+        lr = self.optimizer.param_groups[0]["lr"]
+        for name in self.live:
+            self.live[name].copy_(state["live"][name])
+            self.ema[name].copy_(state["ema"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.param_groups[0]["lr"] = lr  # it may have been given anew
+        self.step = state["step"]
+        self.losses = state["losses"]
+        self.log = state["log"]
+        self.frames = state["frames"]
+
+    def adapter(self) -> dict:
+        """What adapter.pt holds: everything that sampling needs."""
+        run = self.run
+        return {"step": self.step, "trained": self.ema, "config": run.config,
+                "fingerprints": self.fingerprints, "pictures": run.pictures, "files": run.files,
+                "mu": run.mu, "sigma": run.sigma, "mu_text": run.mu_text}
+
+    def save(self, out: Path) -> None:
+        """Leave both files; state.pt is what counts, adapter.pt follows from it."""
+        save(self.state_dict(), out / "state.pt")
+        save(self.adapter(), out / "adapter.pt")
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The values of the tensors that train, by name."""
+    return {name: p.data for name, p in trained(model).items()}
+
+
+def with_effect(model: nn.Module, tokens: int) -> list[nn.Parameter]:
+    """The tensors that train and can change anything: with one condition token some cannot."""
+    return [p for name, p in trained(model).items() if tokens > 1 or not DEAD.search(name)]
+
+
+class Examples(NamedTuple):
+    """The held-out pictures that every grid and the filmstrip are painted after."""
+
+    pictures: Tensor  # R 3 S S, uint8
+    cond: Tensor  # R D
+
+
+def choose_examples(data: TrainingData, folder: Folder, size: int) -> Examples:
+    """The first ROWS held-out pictures, used in turn where there are fewer."""
+    ids = data.held_ids[torch.arange(ROWS) % len(data.held_ids)]
+    pictures = [to_square(open_rgb(folder.pictures[i].path), size) for i in ids.tolist()]
+    return Examples(to_uint8(torch.stack(pictures)), data.cond[ids, 0])
+
+
+def draw(state: State, examples: Examples, seed: int, out: Path) -> None:
+    """Paint after the examples, by the average of now; write the grid and the filmstrip of the
+    paper's Figure 1: a row per seed and held-out condition, a column per checkpoint."""
+    pictures, cond = examples
+    cond = cond.to(state.run.base.device)
+    painted = to_uint8(sample(state.average, cond, seed=seed))  # R 3 S S
+    state.frames[state.step] = painted
+    both = torch.cat([pictures, painted])
+    grid = make_grid(both, nrow=len(pictures), pad_value=255)
+    save(to_pil_image(grid), out / "samples" / f"step_{state.step:06d}.png")
+    columns = {"like": pictures} | {str(step): frame for step, frame in state.frames.items()}
+    save(filmstrip(columns), out / "filmstrip.png")
+
+
+def train(options: Options | str | Path | None = None, **flags: object) -> Path:
+    """Train, and return the run folder: config.json, adapter.pt (what was trained, averaged: for
+    sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
+
+    train(Options(data="flowers")) and train(data="flowers") are the same. Raises ValueError or
+    OSError, in one sentence that says what to mend, before anything slow starts where it can, and
+    KeyboardInterrupt after a signal to stop, when it has saved."""
+    if not isinstance(options, Options):
+        options = Options(**flags) if options is None else Options(options, **flags)
     rank, world = join_processes()
-    if batch % (parts := world * accumulate):
-        raise ValueError(f"batch={batch} does not split into {parts} equal parts, {accumulate} for each of {world} "
-                         "processes: choose another")
-    if not Path(data).exists():
-        raise FileNotFoundError(f"{data} does not exist: name a folder of pictures, or draw one (tinyanl.flowers)")
-    out = Path(out or Path("runs") / Path(data).resolve().name)
-    lr, lr_source = (lr, "given") if lr else UNMEASURED if weights else (LEARNING_RATES[tune], SWEPT)
-    config = {"data": str(data), "weights": weights and str(weights), "tune": tune, "batch": batch, "lr": lr,
-              "tokens": tokens, "ratio": ratio, "train_mask": train_mask, "seed": seed, "uncentred": uncentred}
-    lock = None if dry_run or rank else claim(out)  # until this function is left
-    state = earlier_state(out, config, resume, overwrite)
-    if world > 1:
-        torch.distributed.barrier()  # all have looked, before the first of them writes
-
-    # The frozen base, the pictures, what is trained
-    base = load_base(weights, device)
-    folder = scan(data, base.size)
-    train_ids, held_ids = split([picture.path for picture in folder.pictures], seed)
-    torch.manual_seed(seed)
-    model = tunable(base, tune, tokens, ratio).to(base.device)
-    changing = [p for name, p in trained(model).items() if tokens > 1 or not DEAD.search(name)]
-    unet = model["unet"] if "unet" in model else base.unet
-    unet.checkpointing = checkpoint
-    trainable, total = (sum(p.numel() for p in own) for own in (trained(model).values(),
-                                                                {*model.parameters(), *unet.parameters()}))
-    dead = trainable - sum(p.numel() for p in changing)
-    print(f"data       {describe(folder)}; {len(held_ids)} held out\n"
-          f"base       {base.name}\n"
-          f"sizes      {base.size} px pictures, latents {base.latent_shape}, condition of {base.clip.dim} numbers\n"
-          f"device     {base.device}, {'bf16 autocast' if base.bf16 else 'float32'}\n"
-          f"trainable  {trainable:,} parameters ({tune}), {trainable / total:.0%} of the total {total:,}"
-          + f"; {dead:,} of them have no effect at one condition token" * bool(dead) + "\n"
-          f"training   {steps} steps, effective batch {batch}" + f" in {parts} parts" * (parts > 1)
-          + f", learning rate {lr:g} ({lr_source})", flush=True)
-    for path, reason in folder.skipped[5:]:  # the line above names the first five
-        print(f"skipped    {str(path)!r}: {reason}")
-    for note in folder.notes:
-        print(f"note       {note}")
-    if dry_run:
-        mu = torch.zeros(base.clip.dim)
-        seconds = rehearse(Run(base, model, mu, mu, 1.0, config, []), changing, batch // world, accumulate)
-        print(f"expected   {seconds:.2g} s a step, {steps * seconds / 60:.2g} minutes for all of them; "
-              f"{peak_megabytes(base.device) or math.nan:,.0f} MB at most")
-        return out
-
-    # Everything frozen that depends on a picture alone is computed here, once
-    paths = [picture.path for picture in folder.pictures]
-    latents, embeddings = encode(base, paths, cache=out / "cache")  # N 2 C h w, N 2 D
-    mu = embeddings[train_ids].mean((0, 1)) * (not uncentred)
-    captions = [folder.pictures[i].text for i in train_ids.tolist() if folder.pictures[i].text]
-    statistics = {"mu": mu, "sigma": (embeddings[train_ids] - mu).square().mean().sqrt().item(),
-                  "mu_text": embed_texts(base, captions or list(NEUTRAL), cut=True).mean(0) * (not uncentred)}
-    if not statistics["sigma"] > 1e-6:
-        raise ValueError(f"CLIP sees no difference between the pictures of {data}: give different ones")
-    pictures = [str(picture.path.relative_to(data)) for picture in folder.pictures]
-    files = [file_identity(path) for path in paths]
-    adapter = {"config": config, "fingerprints": base.fingerprints(), "pictures": pictures, "files": files,
-               **statistics}
-    same = {"weights": adapter["fingerprints"], "pictures": pictures}
-    if state and (other := [name for name, now in same.items() if state["same"][name] != now]):
-        raise ValueError(f"{out} was trained on other {' and '.join(other)} than there are now: put them back, or give "
-                         "--out for a new run")
-    live, ema = (Run(base, own, config=config, pictures=pictures, files=files, **statistics)
-                 for own in (model, copy.deepcopy(model)))
-    tensors, averaged = ({name: p.data for name, p in trained(run.model).items()} for run in (live, ema))
-    ema.model.requires_grad_(False)
-    cond = live.condition(embeddings)  # N 2 D
-    latents = latents if latents.nbytes > IN_MEMORY else latents.to(base.device)  # what lies in files stays there
-    used = {"training": train_ids, "held_out": held_ids}
-    fixed = {name: held_out_batch(latents, cond, ids) for name, ids in used.items()}
-    shown = held_ids[torch.arange(ROWS) % len(held_ids)]
-    likes = to_uint8(torch.stack([to_square(open_rgb(folder.pictures[i].path), base.size) for i in shown]))  # R 3 S S
-
-    optimizer = torch.optim.AdamW(changing, lr=lr)
-    start, frames, log, losses = 0, {}, [], []
-
-    def keep(step: int) -> None:
-        """Leave a state after `step` steps; state.pt is what counts, adapter.pt follows from it."""
-        save({"step": step, "live": tensors, "ema": averaged, "optimizer": optimizer.state_dict(), "frames": frames,
-              "log": log, "losses": losses, "same": same, "config": config}, out / "state.pt")
-        save({"step": step, "trained": averaged, **adapter}, out / "adapter.pt")
-
-    (out / "samples").mkdir(exist_ok=True)
-    if state:
-        for name in tensors:
-            tensors[name].copy_(state["live"][name])
-            averaged[name].copy_(state["ema"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        optimizer.param_groups[0]["lr"] = lr
-        start, frames, log, losses = (state[name] for name in ("step", "frames", "log", "losses"))
-        print(f"resumed    at step {start}" + f", {steps} were asked for: nothing is left to do" * (start >= steps))
-    else:
-        for name in ("adapter.pt", "state.pt", "log.jsonl", "evaluation.json", "samples/step_*.png"):  # is replaced
-            for stale in () if rank else out.glob(name):
-                stale.unlink()
-        draw(ema, cond[shown, 0], likes, frames, 0, seed, out)
-    save(json.dumps(config, indent=1) + "\n", out / "config.json")
-    keep(start)
-
-    shared = Loss(live) if world == 1 else DistributedDataParallel(Loss(live), find_unused_parameters=dead > 0)
-    loss_of = torch.compile(shared) if compile else shared
-    sample_every = sample_every or max(1, steps // 8)
-    save_every = save_every or sample_every
-    bar = tqdm(range(start, steps), "training", initial=start, total=steps, unit="img", unit_scale=batch,
-               disable=rank > 0)
-    with noting_signals() as noted:
-        for step in bar:
-            drawn = training_batch(latents, cond, train_ids, batch, train_mask, seed, step)
-            optimizer.zero_grad()
-            loss = gradients(loss_of, drawn, accumulate, rank, world)
-            sums = torch.stack([loss, torch.full_like(loss, len(noted))])  # when one is told to stop, all stop
-            if world > 1:
-                torch.distributed.all_reduce(sums)
-            loss, stop = sums[0] / world, bool(sums[1])
-            norm = torch.nn.utils.clip_grad_norm_(changing, 1.0)
-            if not (loss + norm).isfinite():  # before it reaches the weights
-                keep(step)
-                i = torch.randint(2 * len(train_ids), (batch,), generator=generator(seed, step))  # as in training_batch
-                files = sorted({pictures[train_ids[k // 2]] for k in i.tolist()})
-                raise ValueError(f"step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The state "
-                                 f"before it is kept: --resume with a smaller --lr. Pictures: {', '.join(files)}")
-            optimizer.step()
-            decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            for mean, x in zip(averaged.values(), tensors.values()):
-                mean.lerp_(x, 1 - decay)
-            losses.append(loss.item())
-
-            done = step + 1
-            if done % LOG_EVERY == 0 or done == steps:
-                log.append({"step": done, "loss": sum(losses) / len(losses),
-                            **{name: denoising_loss(ema, *own).item() for name, own in fixed.items()}})
-                losses = []
-                save("".join(json.dumps(row) + "\n" for row in log), out / "log.jsonl")
-                bar.set_postfix(loss=f"{log[-1]['loss']:.4f}", held_out=f"{log[-1]['held_out']:.4f}")
-            if done % sample_every == 0 or done == steps:
-                draw(ema, cond[shown, 0], likes, frames, done, seed, out)
-            if done % save_every == 0 or done == steps or stop:
-                keep(done)
-            if stop and done < steps:
-                raise KeyboardInterrupt(f"stopped and saved at step {done}: the same command with --resume goes on")
-    print(f"memory     {peak_megabytes(base.device) or math.nan:,.0f} MB at most\n"
-          f"pictures   {out / 'filmstrip.png'} and {out / 'samples'}\n"
-          f"next       python -m tinyanl.sample --run {out} --like {data} --mask-rate 0.3 --n 16")
-    if world > 1:
-        torch.distributed.destroy_process_group()
+    options.check_surroundings(world)
+    with run_folder(options, rank, world) as (out, earlier):
+        base = load_base(options.weights, options.device)
+        folder = scan(options.data, base.size)
+        model = fresh_model(options, base)
+        announce(options, base, folder, model, world)
+        if options.dry_run:
+            time_steps(options, base, model, world)
+            return out
+        data = encode_folder(base, folder, Path(options.data), options.seed,
+                             centred=not options.uncentred, cache=out / "cache")
+        run = Run(base, model, data.mu, data.mu_text, data.sigma, options.config(), data.names,
+                  data.files)
+        state = State(run, options.learning_rate()[0])
+        examples = choose_examples(data, folder, base.size)
+        begin(state, earlier, examples, options, out)
+        curves = {name: batch.to(base.device) for name, batch in data.curves().items()}
+        loss_of = loss_function(options, run, world)
+        batch = data.batch(state.step, options.batch, options.train_mask)
+        with progress(options, state, rank) as bar, noting_signals() as signals:
+            for step in bar:
+                state.optimizer.zero_grad()
+                loss = gradients(loss_of, batch.to(base.device), options.accumulate, rank, world)
+                norm = torch.nn.utils.clip_grad_norm_(state.parameters, 1.0)
+                following = data.batch(step + 1, options.batch, options.train_mask)  # meanwhile
+                loss, norm, stop = read_numbers(loss, norm, len(signals), world)
+                if not math.isfinite(loss + norm):
+                    keep(options, state, out)
+                    raise ValueError(not_finite(state, loss, norm, data, batch))
+                state.update(loss)
+                batch = following
+                if state.is_due(LOG_EVERY, options.steps):
+                    log(state, curves, bar, out, rank, world)
+                if state.is_due(options.grid_steps, options.steps) and rank == 0:
+                    draw(state, examples, options.seed, out)
+                if state.is_due(options.save_steps, options.steps) or stop:
+                    keep(options, state, out, bar)
+                if stop and state.step < options.steps:
+                    raise KeyboardInterrupt(f"stopped and saved at step {state.step}: "
+                                            "the same command with --resume goes on")
+    conclude(options, base.device, out)
     return out
 
 
+def fresh_model(options: Options, base: Base) -> nn.ModuleDict:
+    """What is trained, as it starts for this seed."""
+    torch.manual_seed(options.seed)
+    return tunable(base, options.tune, options.tokens, options.ratio).to(base.device)
+
+
+@contextlib.contextmanager
+def run_folder(options: Options, rank: int, world: int) -> Iterator[tuple[Path, dict | None]]:
+    """Hold the run folder, for this process alone, and say what is to be resumed in it.
+
+    torchrun's processes all look before the first of them writes. Where memory runs out inside,
+    the error says what to try."""
+    out = options.folder
+    advice = "try --accumulate 2, --checkpoint or a smaller --batch, and --resume"
+    with contextlib.ExitStack() as stack:
+        if rank == 0 and not options.dry_run:
+            stack.enter_context(claim(out))
+        earlier = earlier_state(out, options.config(), MAY_CHANGE, options.resume,
+                                options.overwrite)
+        if world > 1:
+            torch.distributed.barrier()
+        with memory_advice(advice):
+            yield out, earlier
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def announce(options: Options, base: Base, folder: Folder, model: nn.ModuleDict,
+             world: int) -> None:
+    """Say what was found, what is trained, and how."""
+    _, held_ids = split([picture.path for picture in folder.pictures], options.seed)
+    unet = unet_of(base, model)
+    train_count = sum(p.numel() for p in trained(model).values())
+    total = sum(p.numel() for p in {*model.parameters(), *unet.parameters()})
+    idle = train_count - sum(p.numel() for p in with_effect(model, options.tokens))
+    trainable = (f"{train_count:,} parameters ({options.tune}), {train_count / total:.0%} of the "
+                 f"total {total:,}")
+    if idle:
+        trainable += f"; {idle:,} of them have no effect at one condition token"
+    parts = world * options.accumulate
+    batch = f"{options.batch} in {parts} parts" if parts > 1 else f"{options.batch}"
+    lr, source = options.learning_rate()
+    say(f"data       {describe(folder)}; {len(held_ids)} held out")
+    say(f"base       {base.name}")
+    say(f"sizes      {base.size} px pictures, latents {base.latent_shape}, "
+        f"condition of {base.clip.dim} numbers")
+    say(f"device     {base.device}, {'bf16 autocast' if base.bf16 else 'float32'}")
+    say(f"trainable  {trainable}")
+    say(f"training   {options.steps} steps, effective batch {batch}, learning rate {lr:g} "
+        f"({source}), weight decay {WEIGHT_DECAY}")
+    if not options.dry_run:
+        say(f"pictures   open {options.folder / 'index.html'} in a browser to watch")
+    for path, reason in folder.skipped[5:]:  # the first line names the first five
+        say(f"skipped    {str(path)!r}: {reason}")
+    for note in folder.notes:
+        say(f"note       {note}")
+
+
+def time_steps(options: Options, base: Base, model: nn.ModuleDict, world: int) -> None:
+    """Say how long a step takes and how much memory it needs, from three steps on noise."""
+    mean = torch.zeros(base.clip.dim)
+    run = Run(base, model, mean, mean, 1.0, options.config(), [])
+    loss_of = loss_function(options, run, world=1)
+    seconds = rehearse(run, loss_of, with_effect(model, options.tokens), options.batch // world,
+                       options.accumulate)
+    minutes = options.steps * seconds / 60
+    say(f"expected   {seconds:.2g} s a step, {minutes:.2g} minutes for all of them; "
+        f"{memory_text(base.device)}")
+
+
+def conclude(options: Options, device: torch.device, out: Path) -> None:
+    """Say where the pictures are, and what to do with the run."""
+    say(f"memory     {memory_text(device)}")
+    say(f"pictures   {out / 'index.html'}, {out / 'filmstrip.png'} and {out / 'samples'}")
+    say(f"next       python -m tinyanl.sample --run {out} --like {options.data} "
+        "--mask-rate 0.3 --n 16")
+
+
+def memory_text(device: torch.device) -> str:
+    """The most memory held so far, in words."""
+    megabytes = peak_megabytes(device)
+    return "memory not known here" if megabytes is None else f"{megabytes:,.0f} MB at most"
+
+
+def begin(state: State, earlier: dict | None, examples: Examples, options: Options,
+          out: Path) -> None:
+    """Go on from an earlier state, or clear the folder and paint what the untouched base makes of
+    the examples; leave config.json and a first state."""
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    if earlier:
+        state.load_state_dict(earlier)
+        nothing = ": nothing is left to do" if state.step >= options.steps else ""
+        say(f"resumed    at step {state.step}, {options.steps} were asked for{nothing}")
+    elif is_first_process():
+        remove_stale(out)
+        draw(state, examples, options.seed, out)
+    save(json.dumps(options.config(), indent=1) + "\n", out / "config.json")
+    keep(options, state, out)
+
+
+def keep(options: Options, state: State, out: Path, bar: tqdm | None = None) -> None:
+    """Save, and write index.html, the page to watch the run on."""
+    if not is_first_process():
+        return
+    state.save(out)
+    seconds_left = None
+    if bar is not None and bar.n > bar.initial:
+        pace = bar.format_dict["elapsed"] / (bar.n + 1 - bar.initial)
+        seconds_left = pace * (options.steps - state.step)
+    data = shlex.quote(str(options.data))
+    run = shlex.quote(str(out))
+    weights = f" --weights {shlex.quote(str(options.weights))}" if options.weights else ""
+    commands = {
+        "Draw more, like given pictures:": f"python -m tinyanl.sample --run {run} --like {data}",
+        "Draw from words:": f'python -m tinyanl.sample --run {run} --text "a red rose"',
+        "Go on, should it have stopped:":
+            f"python -m tinyanl.train --data {data}{weights} --tune {options.tune} --out {run} "
+            f"--steps {options.steps} --resume"}
+    grid = f"samples/step_{max(state.frames, default=0):06d}.png"
+    content = page(f"tinyanl: {out.name}", state.step, options.steps, seconds_left, grid,
+                   state.log, options.config(), commands)
+    save(content, out / "index.html")
+
+
+def loss_function(options: Options, run: Run, world: int) -> Callable[..., Tensor]:
+    """(z0, cond, t, eps) -> loss, with what --checkpoint, --compile and torchrun ask for."""
+    unet_of(run.base, run.model).checkpointing = options.checkpoint
+    loss_of = Loss(run)
+    if world > 1:
+        has_idle = len(with_effect(run.model, options.tokens)) < len(trained(run.model))
+        loss_of = DistributedDataParallel(loss_of, find_unused_parameters=has_idle)
+        if options.compile and options.checkpoint:  # torch before 2.13 cannot split such a graph
+            torch._dynamo.config.optimize_ddp = False
+    return torch.compile(loss_of) if options.compile else loss_of
+
+
+def progress(options: Options, state: State, rank: int) -> tqdm:
+    """The progress bar over the steps that are left."""
+    return tqdm(range(state.step, options.steps), "training", initial=state.step,
+                total=options.steps, unit="img", unit_scale=options.batch, disable=rank > 0)
+
+
+def read_numbers(loss: Tensor, norm: Tensor, stop: int, world: int) -> tuple[float, float, bool]:
+    """Mean loss over the processes, gradient norm, and whether any of them is told to stop, so that
+    all stop: the one read of a step for which a GPU is waited."""
+    sums = torch.stack([loss, torch.full_like(loss, stop)])
+    if world > 1:
+        torch.distributed.all_reduce(sums)
+    loss, stop, norm = torch.stack([sums[0] / world, sums[1], norm]).tolist()
+    return loss, norm, stop > 0
+
+
+def not_finite(state: State, loss: float, norm: float, data: TrainingData, batch: Batch) -> str:
+    """What to say of a loss or gradient that is no number."""
+    names = sorted({data.names[i] for i in batch.pictures.tolist()})
+    lr = state.optimizer.param_groups[0]["lr"]
+    return (f"step {state.step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The "
+            "state before it is kept: --resume with a smaller --lr. Pictures: " + ", ".join(names))
+
+
+def log(state: State, curves: dict[str, Batch], bar: tqdm, out: Path, rank: int,
+        world: int) -> None:
+    """Add a line to log.jsonl: the mean training loss since the last one, and the averaged model's
+    loss on fixed batches of training and held-out pictures, shared among the processes."""
+    losses = torch.stack([curve_loss(state.average, batch, rank, world)
+                          for batch in curves.values()])
+    if world > 1:
+        torch.distributed.all_reduce(losses)
+    row = {"step": state.step, "loss": sum(state.losses) / len(state.losses)}
+    row |= dict(zip(curves, losses.tolist(), strict=True))
+    state.log.append(row)
+    state.losses = []
+    save("".join(json.dumps(row) + "\n" for row in state.log), out / "log.jsonl")
+    bar.set_postfix(loss=f"{row['loss']:.4f}", held_out=f"{row['held_out']:.4f}")
+
+
 def main(argv: list[str] | None = None) -> None:
-    p = command("train", __doc__)
-    p.add_argument("--data", type=Path, required=True, help="folder of pictures, any nesting, or with metadata.jsonl")
-    p.add_argument("--weights", type=Path, help="folder of released weights (default: the embedded emoji64)")
-    p.add_argument("--tune", default="anl", choices=TUNES, help="what is trained: tune.TUNES (default %(default)s)")
-    p.add_argument("--steps", type=int, default=1000, help="optimizer steps (default %(default)s)")
-    p.add_argument("--batch", type=int, default=32, help="pictures a step (default %(default)s)")
-    p.add_argument("--accumulate", type=int, default=1, help="parts that a batch is computed in, to need less memory")
-    p.add_argument("--checkpoint", action="store_true", help="keep few activations and compute them twice: less memory")
-    p.add_argument("--lr", type=float, help="constant learning rate (default: as measured, printed at the start)")
-    p.add_argument("--tokens", type=int, default=1, help="condition tokens K (default %(default)s)")
-    p.add_argument("--ratio", type=int, default=4, help="relative width of the mapping (default %(default)s)")
-    p.add_argument("--train-mask", type=float, default=0.5, help="share that is partly masked (default %(default)s)")
-    p.add_argument("--out", type=Path, help="run folder (default: runs/ and the name of the data folder)")
-    existing = p.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue the run in --out; at 0 where there is none")
-    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    p.add_argument("--sample-every", type=int, help="steps between sample grids (default: an eighth of the steps)")
-    p.add_argument("--save-every", type=int, help="steps between saves (default: as --sample-every)")
-    p.add_argument("--seed", type=int, default=0, help="of everything random (default %(default)s)")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
-    p.add_argument("--compile", action="store_true", help="torch.compile the training step")
-    p.add_argument("--uncentred", action="store_true", help="do not subtract the mean embedding, to compare")
-    p.add_argument("--dry-run", action="store_true", help="say everything, time three steps, write nothing")
-    args = p.parse_args(argv)
-    with mistakes_in_one_line(p, stopped="stopped; --resume goes on from what was saved"):
+    parser = add_options(command("train", __doc__), Options)
+    args = parser.parse_args(argv)
+    with mistakes_in_one_line(parser, stopped="stopped; --resume goes on from what was saved"):
         train(**vars(args))
 
 
