@@ -16,9 +16,10 @@ from tinyanl import models
 from tinyanl.data import scan, to_square
 from tinyanl.encode import embed_texts, encode
 from tinyanl.flowers import draw
-from tinyanl.dataset import curve_batch, training_batch
-from tinyanl.loss import denoising_loss
+from tinyanl.dataset import Batch, TrainingData, curve_batch, training_batch
+from tinyanl.loss import curve_loss, denoising_loss
 from tinyanl.models import EMBEDDED, Run, has_bf16, load_base, load_run, split
+from tinyanl.runs import join_processes
 from tinyanl.sample import main as sample_main, sample
 from tinyanl.train import main as train_main, train
 from tinyanl.tune import tunable
@@ -451,3 +452,76 @@ def test_checkpointing_trains_to_the_same_bits(flowers, tmp_path):
     runs = [train(flowers, steps=2, batch=4, out=tmp_path / str(on), checkpoint=on) for on in (False, True)]
     plain, again = (torch.load(run / "adapter.pt")["trained"] for run in runs)
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+def test_rounding_the_frozen_weights_once_trains_to_the_same_bits(flowers, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "has_bf16", lambda device: True)
+    settings = dict(steps=2, batch=4, sample_every=9, device="cpu")
+    once = train(flowers, out=tmp_path / "once", **settings)
+    monkeypatch.setattr(models.Base, "rounded", property(lambda base: base))
+    every_time = train(flowers, out=tmp_path / "every", **settings)
+    a, b = (torch.load(run / "adapter.pt", weights_only=True) for run in (once, every_time))
+    assert_close(a["trained"], b["trained"], rtol=0, atol=0)
+    assert a["fingerprints"] == b["fingerprints"]
+
+
+def test_a_run_inside_its_data_is_refused(flowers, tmp_path, monkeypatch):
+    monkeypatch.chdir(flowers)
+    with pytest.raises(ValueError, match="lies inside the data folder.*--out outside"):
+        train(".")
+    assert not (flowers / "runs").exists()
+
+
+def test_running_out_of_memory_is_one_line_with_a_remedy(flowers, tmp_path, monkeypatch, capsys):
+    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+                  RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        def full(*args, error=error):
+            raise error
+
+        monkeypatch.setattr(train_module, "gradients", full)
+        out = tmp_path / type(error).__name__
+        with pytest.raises(SystemExit) as stop:
+            train_main(["--data", str(flowers), "--out", str(out), "--device", "cpu"])
+        said = [line for line in capsys.readouterr().err.split("\n") if "out of memory" in line]
+        assert stop.value.code == 2 and len(said) == 1
+        assert "--accumulate" in said[0] and "--checkpoint" in said[0] and "--batch" in said[0]
+
+
+def test_an_empty_world_size_is_one_process_and_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert join_processes() == (0, 1)
+    for name, value in (("WORLD_SIZE", "3"), ("RANK", "2"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="--nproc-per-node 2"):
+        join_processes()
+
+
+def test_the_shares_of_a_curve_add_up_to_its_mean(base):
+    run, (z0, cond, t, eps) = fresh_run(base), random_batch(base, 3)
+    batch = Batch(z0, cond, t, eps, torch.arange(3))
+    whole = curve_loss(run, batch)
+    for world in (2, 4):  # one process may have nothing to do
+        parts = [curve_loss(run, batch, rank, world) for rank in range(world)]
+        assert_close(sum(parts), whole)
+
+
+def test_the_next_batch_is_drawn_before_the_numbers_of_a_step_are_read(flowers, tmp_path,
+                                                                      monkeypatch):
+    """A GPU is waited for once a step, when its loss is read: until then the CPU must have drawn."""
+    events = []
+    batches, numbers = TrainingData.batch, train_module.read_numbers
+
+    def drawn(self, step, *args):
+        events.append(f"draw {step}")
+        return batches(self, step, *args)
+
+    def read(*args):
+        events.append("read")
+        return numbers(*args)
+
+    monkeypatch.setattr(TrainingData, "batch", drawn)
+    monkeypatch.setattr(train_module, "read_numbers", read)
+    train(flowers, steps=2, batch=4, sample_every=9, out=tmp_path / "run", device="cpu")
+    assert events == ["draw 0", "draw 1", "read", "draw 2", "read"]

@@ -174,15 +174,15 @@ class State:
     """What training changes: the live tensors and their average, AdamW's moments, the step, and
     what was logged and painted so far."""
 
-    def __init__(self, run: Run, lr: float):
+    def __init__(self, run: Run, fingerprints: dict[str, str], lr: float):
         self.run = run
+        self.fingerprints = fingerprints  # of the base
         self.average = dataclasses.replace(run, model=copy.deepcopy(run.model))
         self.live = tensors(run.model)
         self.ema = tensors(self.average.model)
         self.average.model.requires_grad_(False)
         self.parameters = with_effect(run.model, run.config["tokens"])
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=WEIGHT_DECAY)
-        self.fingerprints = run.base.fingerprints()
         self.step = 0
         self.losses: list[float] = []  # since the last line of the log
         self.log: list[dict] = []
@@ -290,6 +290,7 @@ def train(options: Options | str | Path | None = None, **flags: object) -> Path:
     rank, world = join_processes()
     options.check_surroundings(world)
     with run_folder(options, rank, world) as (out, earlier):
+        # what there is: the frozen base, the pictures, what is to be trained
         base = load_base(options.weights, options.device)
         folder = scan(options.data, base.size)
         model = fresh_model(options, base)
@@ -297,28 +298,33 @@ def train(options: Options | str | Path | None = None, **flags: object) -> Path:
         if options.dry_run:
             time_steps(options, base, model, world)
             return out
+
+        # everything frozen that depends on a picture alone is computed once
         data = encode_folder(base, folder, Path(options.data), options.seed,
                              centred=not options.uncentred, cache=out / "cache")
-        run = Run(base, model, data.mu, data.mu_text, data.sigma, options.config(), data.names,
-                  data.files)
-        state = State(run, options.learning_rate()[0])
+        state = fresh_state(options, base, model, data)
+        base = state.run.base
         examples = choose_examples(data, folder, base.size)
         begin(state, earlier, examples, options, out)
+
         curves = {name: batch.to(base.device) for name, batch in data.curves().items()}
-        loss_of = loss_function(options, run, world)
+        loss_of = loss_function(options, state.run, world)
         batch = data.batch(state.step, options.batch, options.train_mask)
         with progress(options, state, rank) as bar, noting_signals() as signals:
             for step in bar:
                 state.optimizer.zero_grad()
                 loss = gradients(loss_of, batch.to(base.device), options.accumulate, rank, world)
                 norm = torch.nn.utils.clip_grad_norm_(state.parameters, 1.0)
-                following = data.batch(step + 1, options.batch, options.train_mask)  # meanwhile
+                # a GPU still computes: draw what it needs next before waiting for its numbers
+                following = data.batch(step + 1, options.batch, options.train_mask)
                 loss, norm, stop = read_numbers(loss, norm, len(signals), world)
                 if not math.isfinite(loss + norm):
                     keep(options, state, out)
                     raise ValueError(not_finite(state, loss, norm, data, batch))
                 state.update(loss)
                 batch = following
+
+                # what is due after so many steps
                 if state.is_due(LOG_EVERY, options.steps):
                     log(state, curves, bar, out, rank, world)
                 if state.is_due(options.grid_steps, options.steps) and rank == 0:
@@ -336,6 +342,19 @@ def fresh_model(options: Options, base: Base) -> nn.ModuleDict:
     """What is trained, as it starts for this seed."""
     torch.manual_seed(options.seed)
     return tunable(base, options.tune, options.tokens, options.ratio).to(base.device)
+
+
+def fresh_state(options: Options, base: Base, model: nn.ModuleDict, data: TrainingData) -> State:
+    """The state before the first step.
+
+    Where the U-Net stays frozen and computes in bf16, its weights are rounded once and not at every
+    step, to the same numbers."""
+    fingerprints = base.fingerprints()
+    if options.tune == "anl" and base.bf16:
+        base = base.rounded
+    run = Run(base, model, data.mu, data.mu_text, data.sigma, options.config(), data.names,
+              data.files)
+    return State(run, fingerprints, options.learning_rate()[0])
 
 
 @contextlib.contextmanager
@@ -423,6 +442,7 @@ def begin(state: State, earlier: dict | None, examples: Examples, options: Optio
     (out / "samples").mkdir(parents=True, exist_ok=True)
     if earlier:
         state.load_state_dict(earlier)
+        earlier.clear()  # the copies of its tensors in host memory are not needed any more
         nothing = ": nothing is left to do" if state.step >= options.steps else ""
         say(f"resumed    at step {state.step}, {options.steps} were asked for{nothing}")
     elif is_first_process():
