@@ -7,6 +7,7 @@ def one_line(main, argv, capsys, code: int = 2) -> str:
     with pytest.raises(SystemExit) as stop:
         main([str(word) for word in argv])
     err = capsys.readouterr().err
-    said = [line for line in err.split("\n") if line and "\r" not in line]  # that is a progress bar
+    lines = [line.rpartition("\r")[2].strip() for line in err.split("\n")]  # as a terminal shows it
+    said = [line for line in lines if line and "%|" not in line]  # that is a progress bar
     assert stop.value.code == code and len(said) == 1 and "Traceback" not in err, err
     return said[0]

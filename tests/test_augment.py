@@ -1,13 +1,16 @@
 """Variations of labelled pictures, and the small learner that they are compared with."""
 import json
+import signal
 
 import pytest
 import torch
 
 from tinyanl import augment, flowers, train
+from tinyanl.augment import save_part, variations
 from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.models import load_run
+from tinyanl.sample import sample, to_uint8
 from tinyanl.experiments.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
 
 from commands import one_line
@@ -18,7 +21,14 @@ def run_folder(tmp_path_factory):
     data = tmp_path_factory.mktemp("data") / "flowers"
     flowers.write(data, 12)
     out = tmp_path_factory.mktemp("runs") / "run"
-    return train.train(data, steps=2, batch=2, out=out, device="cpu", sample_every=9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw", lambda *args: None)
+        return train.train(data, steps=2, batch=2, out=out, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(run_folder):
+    return load_run(run_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +41,7 @@ def labelled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", [32, 3])  # in one part, and in two
-def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, labelled, tmp_path, capsys, monkeypatch,
+def test_variations_keep_their_class_and_say_how_far_they_went(run, run_folder, labelled, tmp_path, capsys, monkeypatch,
                                                                part):
     monkeypatch.setattr(augment, "PART", part)
     out = tmp_path / "more"
@@ -43,9 +53,8 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, label
     assert {row["file"] for row in rows} == {str(p.path.relative_to(out)) for p in made.pictures}
     assert all(row["file"][0] == row["of"].removeprefix(f"{labelled}/")[0] for row in rows)  # the class folder
     made = torch.stack([to_square(open_rgb(out / row["file"]), 64) for row in rows])
-    ours = load_run(run_folder, device="cpu").base.clip.embed(made)
-    given = load_run(run_folder, device="cpu").base.clip.embed(
-        torch.stack([to_square(open_rgb(row["of"]), 64) for row in rows]))
+    ours = run.base.clip.embed(made)
+    given = run.base.clip.embed(torch.stack([to_square(open_rgb(row["of"]), 64) for row in rows]))
     expected = torch.nn.functional.cosine_similarity(ours, given).tolist()
     assert [row["like it"] for row in rows] == pytest.approx(expected, abs=5e-3)
     names = "like it", "like another class", "like a training picture"
@@ -57,11 +66,42 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run_folder, label
     assert "--seed" in one_line(augment.main, [*argv[:5], tmp_path / "x", "--seed", "-1"], capsys)
 
 
-def test_a_variation_is_a_masked_sample_of_its_picture(run_folder, labelled):
-    run, paths = load_run(run_folder, device="cpu"), [p.path for p in scan(labelled, 64).pictures]
+def test_ctrl_c_keeps_whole_parts_and_their_rows(run_folder, labelled, tmp_path, capsys, monkeypatch):
+    painted = []
+
+    def interrupted(*args):
+        painted.append(args)
+        if len(painted) == 2:
+            raise KeyboardInterrupt
+        return variations(*args)
+
+    monkeypatch.setattr(augment, "PART", 2)
+    monkeypatch.setattr(augment, "variations", interrupted)
+    argv = ["--run", run_folder, "--data", labelled, "--out", tmp_path, "--per-image", "3", "--steps", "2"]
+    said = one_line(augment.main, argv, capsys, code=130)
+    assert f"stopped: 6 of 12 pictures are in {tmp_path}" in said
+    rows = json.loads((tmp_path / "augment.json").read_text())["pictures"]
+    assert {row["file"] for row in rows} == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert len(rows) == 6 and all({"like it", "like another class", "like a training picture"} < row.keys()
+                                  for row in rows)
+
+
+def test_a_signal_while_files_are_written_waits_for_them(run_folder, labelled, tmp_path, capsys, monkeypatch):
+    def interrupted(x, first, *rest):
+        signal.raise_signal(signal.SIGTERM)
+        return save_part(x, first, *rest)
+
+    monkeypatch.setattr(augment, "PART", 2)
+    monkeypatch.setattr(augment, "save_part", interrupted)
+    argv = ["--run", run_folder, "--data", labelled, "--out", tmp_path, "--per-image", "1", "--steps", "2"]
+    assert "stopped: 2 of 4 pictures" in one_line(augment.main, argv, capsys, code=130)
+
+
+def test_a_variation_is_a_masked_sample_of_its_picture(run, labelled):
+    paths = [p.path for p in scan(labelled, 64).pictures]
     x, embeddings = augment.augment(run, paths, per_image=2, mask_rate=0.0, steps=2)
     assert x.shape == (4, 2, 3, 64, 64) and x.dtype == torch.uint8 and embeddings.shape == (4, 128)
-    from tinyanl.sample import sample, to_uint8
+
     expected = to_uint8(sample(run, run.condition(embeddings).repeat_interleave(2, 0), steps=2))
     assert torch.equal(x.flatten(0, 1), expected)
 
@@ -98,10 +138,10 @@ def test_the_learner_learns_stripes_and_repeats():
     assert semi_supervised.share(semi_supervised.judged(learned, test)[1], truth) > 0.6
 
 
-def test_every_way_is_compared(run_folder, tmp_path, capsys):
+def test_every_way_is_compared(run, tmp_path):
     for i, (name, n) in enumerate((("labelled", 24), ("unlabelled", 12), ("test", 12))):
         flowers.write(tmp_path / name, n, seed=70 + i)
-    rows = compare(load_run(run_folder, device="cpu"), tmp_path, [1, 2], seeds=2, per_image=2, mask_rate=0.3, steps=2)
+    rows = compare(run, tmp_path, [1, 2], seeds=2, per_image=2, mask_rate=0.3, steps=2)
     assert [(row["labels a kind"], row["learned from"]) for row in rows] == [
         (count, name) for count in (1, 2) for name in ("labelled only", "+ generated", "+ unlabelled",
                                                        "+ unlabelled + generated", "CLIP, zero-shot",

@@ -13,7 +13,7 @@ import tinyanl
 
 PACKAGE = Path(tinyanl.__file__).parent
 LEAVES = ["schedule", "autoencoder", "unet", "clip", "tokenizer", "anl", "masking", "checkpoint"]
-LEAVES += ["data", "metrics", "flowers"]
+LEAVES += ["data", "metrics", "flowers", "table"]
 # Each of these may import what stands before it, and every leaf.
 MIDDLE = ["options", "page", "weights", "runs", "tune", "models", "encode", "sample", "dataset"]
 MIDDLE += ["loss", "train"]

@@ -195,8 +195,9 @@ def test_the_embedded_weights_are_as_good_as_their_readme_says(base, paths):
 @pytest.mark.filterwarnings("ignore:.*samples of (128|64|3) features")
 def test_diversity_within_a_condition_and_across_are_told_apart(base, paths):
     x = pictures(paths, 64)
-    two = evaluate.look(base, x[:2].repeat_interleave(16, 0))
-    row = evaluate.measure(two, evaluate.look(base, x), two["clip"])
+    observers = evaluate.Observers(base)
+    two = observers.observe(x[:2].repeat_interleave(16, 0))
+    row = evaluate.measure(two, observers.observe(x), two["clip"])
     apart = 1 - F.cosine_similarity(two["clip"][0], two["clip"][16], dim=0).item()
     assert row["within"] == pytest.approx(0, abs=1e-5) and row["across"] == pytest.approx(apart, abs=1e-5)
 
@@ -218,11 +219,12 @@ def test_an_ideal_painter_is_right_before_an_ideal_judge(run, data, paths, monke
         return view[:, :, 0, 0], F.one_hot(truth[i], 43)
 
     monkeypatch.setattr(evaluate, "sample", ideal)
-    rows = evaluate.evaluate(run, x.repeat(3, 1, 1, 1)[:32], (0.0, 0.5), 32, judge=judge)
+    rows = evaluate.evaluate(run, x.repeat(3, 1, 1, 1)[:32], evaluate.Plan((0.0, 0.5), 32), judge=judge)
     train_ids, held_ids = (set(ids.tolist()) for ids in split(range(12), 3))
     assert [rate for _, rate in asked] == [0, 0.5] * 2
     assert all(ids <= own for (ids, _), own in zip(asked, (train_ids, train_ids, held_ids, held_ids)))
     assert [row["right kind and colour"] for row in rows] == [1] * 4
+    assert [row["right kind"] for row in rows] == [row["right colour"] for row in rows] == [1] * 4
 
 
 def test_variations_have_their_mask_and_seed(run, paths):

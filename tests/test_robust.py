@@ -3,6 +3,10 @@
     what                                                   tried   what happens
     kill -9 of a training run, at any moment or in a save      5   the resumed run leaves the same bytes (kills.py)
     Ctrl-C, SIGTERM, a connection that closes                  3   saves, says how to go on, exit 130
+    the same in sample, augment, evaluate, encoding           10   what is finished is kept and said (test_sample ...)
+    a reader that leaves, a folder without locks               6   not a word; goes on and says so (test_commands)
+    a run's pictures: moved, renamed, replaced                 3   refused, names --trained-on (test_models)
+    one cache for two sets, a mistake in one process           3   another set is named first; all stop (test_encode)
     a full disk, a file too large                              2   one line; what was saved is whole; goes on later
     a loss, gradient, latent that is no number                 3   stops before the weights change; names the pictures
     --resume: other arguments, pictures, weights; damage      11   what may change is said, the rest refused

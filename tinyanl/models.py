@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -235,10 +236,15 @@ class Run:
         return replace(self, base=self.base.rounded, model=round_to_bf16(self.model))
 
 
-TrainingSet = tuple[list[Picture], Tensor, Tensor]  # all pictures, which are trained on, held out
+class RunPictures(NamedTuple):
+    """What a run was trained on and what it has not seen."""
+
+    pictures: list[Picture]
+    train_ids: Tensor  # indices into pictures
+    held_ids: Tensor
 
 
-def training_set(run: Run, data: str | Path | None = None) -> TrainingSet:
+def training_set(run: Run, data: str | Path | None = None) -> RunPictures:
     """The pictures of a run's data set, and the indices of those it was trained on and of those held out.
 
     data: the folder that they lie in now, if it has moved since training. FileNotFoundError: it is
@@ -257,7 +263,7 @@ def training_set(run: Run, data: str | Path | None = None) -> TrainingSet:
     if changed:
         raise ValueError(f"{folder} has {len(changed)} other pictures under the names of this run's "
                          f"({', '.join(changed[:3])} ...). {remedy}")
-    return found, *split([picture.path for picture in found], run.config["seed"])
+    return RunPictures(found, *split([picture.path for picture in found], run.config["seed"]))
 
 
 def load_run(run: str | Path, weights: str | Path | None = None, device: str | None = None) -> Run:

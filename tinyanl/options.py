@@ -6,12 +6,14 @@ once.
         data: Path = option(help="folder of pictures")              --data, which must be given
         steps: int = option(1000, help="optimizer steps")           --steps
         resume: bool = option(False, help="continue the run")       --resume, which takes no value
+        rates: tuple[float, ...] = option((0.0,), help="rates")     --rates, which takes one or more
 
     parser = add_options(command("train", __doc__), Options)
     options = Options(**vars(parser.parse_args()))
 """
 import argparse
 import dataclasses
+import types
 import typing
 
 
@@ -24,23 +26,29 @@ def option(default: object = dataclasses.MISSING, *, help: str, **metadata: obje
 def add_options(parser: argparse.ArgumentParser, options: type) -> argparse.ArgumentParser:
     """Give `parser` a flag for each field of a dataclass of options: train_mask becomes
     --train-mask."""
-    types = typing.get_type_hints(options)
+    hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         flag = "--" + field.name.replace("_", "-")
         text = field.metadata["help"]
-        if types[field.name] is bool:
+        if hints[field.name] is bool:
             parser.add_argument(flag, action="store_true", help=text)
             continue
         required = field.default is dataclasses.MISSING
         if not required and field.default is not None:
             text += " (default %(default)s)"
-        parser.add_argument(flag, type=value_type(types[field.name]), required=required,
+        kind = not_none(hints[field.name])
+        nargs = None
+        if typing.get_origin(kind) is tuple:
+            kind = typing.get_args(kind)[0]
+            nargs = "+"
+        parser.add_argument(flag, type=kind, nargs=nargs, required=required,
                             default=None if required else field.default,
                             choices=field.metadata.get("choices"), help=text)
     return parser
 
 
-def value_type(annotation: object) -> type:
+def not_none(annotation: object) -> object:
     """int of `int`, and of `int | None`: what a flag's text is turned into."""
-    alternatives = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-    return alternatives[0] if alternatives else annotation
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return annotation
+    return next(kind for kind in typing.get_args(annotation) if kind is not types.NoneType)

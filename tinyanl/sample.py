@@ -2,12 +2,16 @@
 
     python -m tinyanl.sample --run runs/flowers --like photo.png --mask-rate 0.3 --n 16
     python -m tinyanl.sample --run runs/flowers --text "a red rose" "a white daisy"
+
+B pictures, C h w latent, S picture side, D CLIP embedding width.
 """
-import argparse
+import contextlib
+import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,36 +25,55 @@ from .data import describe, scan
 from .encode import embed_texts, encode
 from .masking import guided, mask_condition
 from .models import Run, check_seed, load_run
-from .runs import command, mistakes_in_one_line
+from .options import add_options, option
+from .runs import command, mistakes_in_one_line, noting_signals
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
+
+GRID = 256  # pictures in grid.png at most
 
 
 @torch.no_grad()
-def denoise(bind: Callable[[Tensor], Denoiser], decode: Callable[[Tensor], Tensor], noise: Tensor, cond: Tensor,
-            null: Tensor, guidance: float, steps: int, eta: float, generator: torch.Generator, batch: int) -> Tensor:
-    """Noise (B C h w) and conditions (B ...), null (1 ...) -> pictures (B 3 S S) in [-1, 1] on the CPU, by DDIM."""
-    pictures, alpha_bar, chunks = [], ldm_alpha_bar(), list(zip(noise.split(batch), cond.split(batch)))
-    with tqdm(total=len(chunks) * steps, desc="sampling", leave=False, delay=2) as bar:
-        for z, c in chunks:
-            for _, z, _ in ddim(guided(bind, c, null, guidance), z, alpha_bar, steps, eta, generator):
+def denoise(bind: Callable[[Tensor], Denoiser], decode: Callable[[Tensor], Tensor], noise: Tensor,
+            cond: Tensor, null: Tensor, guidance: float, steps: int, eta: float,
+            generator: torch.Generator, batch: int) -> Iterator[Tensor]:
+    """Noise (N C h w) and conditions (N ...), null (1 ...) -> pictures by DDIM, in [-1, 1] on the
+    CPU, in batches (B 3 S S) as soon as they are decoded."""
+    alpha_bar = ldm_alpha_bar()
+    parts = list(zip(noise.split(batch), cond.split(batch), strict=True))
+    with tqdm(total=len(parts) * steps, desc="sampling", leave=False, delay=2) as bar:
+        for z, c in parts:
+            model = guided(bind, c, null, guidance)
+            for _, z_next, _ in ddim(model, z.to(c.device), alpha_bar, steps, eta, generator):
+                z = z_next
                 bar.update()
-            pictures.append(decode(z).clamp(-1, 1).cpu())
-    return torch.cat(pictures)
+            yield decode(z).clamp(-1, 1).cpu()
 
 
-def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50, seed: int = 0,
-           eta: float = 1.0, batch: int = 32) -> Tensor:
-    """Conditions (B D) -> pictures (B 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros is unconditional.
-
-    eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps of training on an
-    earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with eta 0. Noise and masks come from a
-    CPU generator, so the same seed, n and batch give the same pictures on every device, to rounding."""
+def sample_batches(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0,
+                   steps: int = 50, seed: int = 0, eta: float = 1.0,
+                   batch: int = 32) -> Iterator[Tensor]:
+    """What `sample` returns, in batches as soon as they are decoded: of 50,000 pictures of 256
+    pixels, all at once would take 39 GB."""
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # B C h w
-    cond = mask_condition(cond, mask_rate, generator)
-    return denoise(run.bind, run.base.autoencoder.decode, noise.to(run.base.device), cond, torch.zeros_like(cond[:1]),
-                   guidance, steps, eta, generator, batch)
+    noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # N C h w
+    cond = mask_condition(cond, mask_rate, generator).to(run.base.device)
+    null = torch.zeros_like(cond[:1])
+    return denoise(run.bind, run.base.autoencoder.decode, noise, cond, null, guidance, steps, eta,
+                   generator, batch)
+
+
+def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50,
+           seed: int = 0, eta: float = 1.0, batch: int = 32) -> Tensor:
+    """Conditions (N D) -> pictures (N 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros
+    is unconditional.
+
+    eta is 1 because fresh noise at every step lets later steps repair earlier ones: after 800 steps
+    of training on an earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with
+    eta 0. Noise and masks come from a CPU generator, so the same seed, N and batch give the same
+    pictures on every device, to rounding.
+    """
+    return torch.cat(list(sample_batches(run, cond, mask_rate, guidance, steps, seed, eta, batch)))
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -59,83 +82,152 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def filmstrip(columns: dict[str, Tensor], rows: Sequence[str] = ()) -> Image.Image:
-    """Figure 1: label -> pictures (R 3 S S) uint8, as labelled columns; the R rows may have labels too."""
-    cells, left = torch.stack(list(columns.values()), dim=1), 64 * bool(rows)  # R columns 3 S S
-    strip, side = to_pil_image(make_grid(cells.flatten(0, 1), nrow=len(columns), pad_value=255)), cells.shape[-1] + 2
-    image = Image.new("RGB", (left + strip.width, 12 + strip.height), "white")
-    image.paste(strip, (left, 12))
+    """Figure 1: label -> pictures (R 3 S S) uint8, as labelled columns; the R rows may have labels
+    too."""
+    cells = torch.stack(list(columns.values()), dim=1)  # R columns 3 S S
+    strip = to_pil_image(make_grid(cells.flatten(0, 1), nrow=len(columns), pad_value=255))
+    side = cells.shape[-1] + 2
+    top = 12
+    left = 64 if rows else 0
+    image = Image.new("RGB", (left + strip.width, top + strip.height), "white")
+    image.paste(strip, (left, top))
+    pen = ImageDraw.Draw(image)
     for i, label in enumerate(columns):
-        ImageDraw.Draw(image).text((left + 2 + i * side, 0), label, fill="black")
+        pen.text((left + 2 + i * side, 0), label, fill="black")
     for i, label in enumerate(rows):
-        ImageDraw.Draw(image).text((2, 12 + (i + 0.5) * side), label, fill="black")
+        pen.text((2, top + (i + 0.5) * side), label, fill="black")
     return image
 
 
-def sampling_arguments(p: argparse.ArgumentParser) -> None:
-    """What every command that samples from a run takes."""
-    p.add_argument("--steps", type=int, default=50, help="DDIM steps, a divisor of 1000 (default %(default)s)")
-    p.add_argument("--seed", type=int, default=0, help="(default %(default)s)")
-    p.add_argument("--weights", type=Path, help="the base's weights folder, if it moved since training")
-    p.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The flags of every command that samples from a run."""
+
+    steps: int = option(50, help="DDIM steps, a divisor of 1000")
+    seed: int = option(0, help="of everything random")
+    weights: Path | None = option(None, help="the base's weights folder, if it has moved")
+    device: str | None = option(None, help="cuda, mps or cpu (default: the first there is)")
+
+    def check(self) -> None:
+        """ValueError for steps or a seed that cannot be, before anything is loaded."""
+        ddim_timesteps(len(ldm_alpha_bar()), self.steps)
+        check_seed(self.seed)
 
 
-def trained_on_argument(p: argparse.ArgumentParser) -> None:
-    """What the commands take that look at the pictures which a run was trained on."""
-    p.add_argument("--trained-on", type=Path, metavar="DIR",
-                   help="the folder it was trained on, if that moved since training")
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplingOptions):
+    """The flags of `python -m tinyanl.sample`."""
+
+    run: Path = option(help="folder that tinyanl.train wrote")
+    like: Path | None = option(None, help="picture, or folder of pictures used in turn")
+    text: tuple[str, ...] | None = option(
+        None, help="prompts, used in turn; neither --like nor --text: unconditional")
+    mask_rate: float = option(0.0, help="hidden share of the condition")
+    guidance: float = option(1.0, help="1: none, more: exaggerates")
+    n: int = option(16, help="pictures")
+    out: Path | None = option(
+        None, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
+
+    def check(self) -> None:
+        """ValueError for flags that cannot be, FileExistsError for an --out that is taken."""
+        super().check()
+        if not 0 <= self.mask_rate <= 1:
+            raise ValueError(f"--mask-rate {self.mask_rate} must be between 0 and 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance {self.guidance} must be finite")
+        if self.n < 1:
+            raise ValueError(f"--n {self.n} must be at least 1")
+        if self.like and self.text:
+            raise ValueError("--like or --text, not both")
+        if self.text and self.n < len(self.text):
+            raise ValueError(f"--n {self.n}: at least one for each of the {len(self.text)} prompts")
+        if self.text and not all(text.strip() for text in self.text):
+            raise ValueError("an empty prompt: leave --text out for unconditional pictures")
+        refuse_taken(self.folder())
+
+    def folder(self) -> Path:
+        """The folder for the pictures: --out, or the first number that is free, as earlier
+        pictures stay."""
+        if self.out:
+            return self.out
+        numbered = (self.run / f"drawn_{i:03d}" for i in itertools.count())
+        return next(folder for folder in numbered if not folder.exists())
 
 
-def check_sampling(args: argparse.Namespace) -> None:
-    """ValueError for steps or a seed that cannot be, before anything is loaded."""
-    ddim_timesteps(len(ldm_alpha_bar()), args.steps)
-    check_seed(args.seed)
+def refuse_taken(out: Path) -> None:
+    """FileExistsError: pictures cannot go into `out`, as something else is there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty, it already holds something: give "
+                              "another --out")
+
+
+def conditions(run: Run, options: Options) -> Tensor:
+    """What the pictures are to be like, (n D): pictures, prompts, or nothing, taken in turn."""
+    if options.like:
+        folder = scan(options.like, run.base.size)
+        print(f"like: {describe(folder)}")
+        for note in folder.notes:
+            print(f"note: {note}")
+        paths = [picture.path for picture in folder.pictures[: options.n]]
+        _, embeddings = encode(run.base, paths, latents=False)
+        cond = run.condition(embeddings[:, 0])
+    elif options.text:
+        cond = run.condition(embed_texts(run.base, list(options.text)), text=True)
+    else:
+        cond = torch.zeros(1, run.base.clip.dim, device=run.base.device)
+    return cond[torch.arange(options.n) % len(cond)]
+
+
+def save_pictures(batches: Iterator[Tensor], n: int, out: Path) -> None:
+    """Write n pictures as they come, and grid.png of the first GRID. KeyboardInterrupt says how
+    many there are, all of them whole."""
+    done = 0
+    shown = []
+    stopped = False
+    try:
+        for batch in batches:
+            x = to_uint8(batch)  # B 3 S S
+            with noting_signals() as signals:  # they wait until these files are whole
+                for picture in x:
+                    to_pil_image(picture).save(out / f"{done:04d}.png")
+                    done += 1
+            if len(shown) < GRID:
+                shown.extend(x[: GRID - len(shown)])
+            if signals and done < n:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        stopped = True
+    if shown:
+        columns = max(1, round(len(shown) ** 0.5))
+        grid = make_grid(torch.stack(shown), nrow=columns, pad_value=255)
+        to_pil_image(grid).save(out / "grid.png")
+    if stopped:
+        kept = f"{done} of {n} pictures are in {out}" if done else "no picture was finished"
+        raise KeyboardInterrupt(f"stopped: {kept}")
+
+
+def run_command(options: Options) -> None:
+    """Draw the pictures that the flags ask for."""
+    options.check()
+    out = options.folder()
+    run = load_run(options.run, options.weights, options.device)
+    cond = conditions(run, options)  # n D
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value
+                for name, value in dataclasses.asdict(options).items()}
+    (out / "sample.json").write_text(json.dumps(settings, indent=1) + "\n")
+    batches = sample_batches(run, cond, options.mask_rate, options.guidance, options.steps,
+                             options.seed)
+    with contextlib.closing(batches):
+        save_pictures(batches, options.n, out)
+    print(f"{options.n} pictures and {out / 'grid.png'}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = command("sample", __doc__)
-    p.add_argument("--run", type=Path, required=True, help="folder that tinyanl.train wrote")
-    what = p.add_mutually_exclusive_group()
-    what.add_argument("--like", type=Path, help="picture, or folder of pictures used in turn")
-    what.add_argument("--text", nargs="+", help="prompts, used in turn; neither --like nor --text: unconditional")
-    p.add_argument("--mask-rate", type=float, default=0.0, help="hidden share of the condition (default %(default)s)")
-    p.add_argument("--guidance", type=float, default=1.0, help="1: none, more: exaggerates (default %(default)s)")
-    p.add_argument("--n", type=int, default=16, help="pictures (default %(default)s)")
-    sampling_arguments(p)
-    p.add_argument("--out", type=Path, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
-    args = p.parse_args(argv)
-    with mistakes_in_one_line(p):
-        check_sampling(args)
-        if not 0 <= args.mask_rate <= 1 or not math.isfinite(args.guidance):
-            raise ValueError(f"--mask-rate {args.mask_rate} must be between 0 and 1, --guidance {args.guidance} finite")
-        if args.n < len(args.text or [0]):
-            raise ValueError(f"--n {args.n}: at least 1, and one for each prompt")
-        if not all(text.strip() for text in args.text or []):
-            raise ValueError('an empty prompt: leave --text out for unconditional pictures')
-        numbered = (args.run / f"drawn_{i:03d}" for i in itertools.count())
-        out = args.out or next(folder for folder in numbered if not folder.exists())  # earlier pictures stay
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise FileExistsError(f"{out} already holds something: choose another --out")
-        run = load_run(args.run, args.weights, args.device)
-        if args.like:
-            folder = scan(args.like, run.base.size)
-            print(f"like: {describe(folder)}")
-            for note in folder.notes:
-                print(f"note: {note}")
-            paths = [picture.path for picture in folder.pictures[: args.n]]
-            cond = run.condition(encode(run.base, paths, latents=False)[1][:, 0])
-        elif args.text:
-            cond = run.condition(embed_texts(run.base, args.text), text=True)
-        else:
-            cond = torch.zeros(1, run.base.clip.dim, device=run.base.device)
-        cond = cond[torch.arange(args.n) % len(cond)]  # n D
-        x = to_uint8(sample(run, cond, args.mask_rate, args.guidance, args.steps, args.seed))
-        out.mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(x):
-            to_pil_image(picture).save(out / f"{i:04d}.png")
-        to_pil_image(make_grid(x, nrow=max(1, round(args.n**0.5)), pad_value=255)).save(out / "grid.png")
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        (out / "sample.json").write_text(json.dumps(settings, indent=1) + "\n")
-    print(f"{args.n} pictures and {out / 'grid.png'}")
+    parser = add_options(command("sample", __doc__), Options)
+    options = Options(**vars(parser.parse_args(argv)))
+    with mistakes_in_one_line(parser):
+        run_command(options)
 
 
 if __name__ == "__main__":

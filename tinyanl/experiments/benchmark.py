@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluate import table
+from ..table import table
 from ..models import Base, Run, has_bf16, pick_device
 from ..runs import command, mistakes_in_one_line
 from ..schedule import Denoiser, add_noise, ddim, ldm_alpha_bar

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..augment import augment
 from ..data import scan
 from ..encode import embed_pictures, embed_texts
-from ..evaluate import table
+from ..table import table
 from ..flowers import KINDS, write
 from .judge import Judge, judged, pictures, share
 from ..models import Base, Run, generator, has_bf16, load_run

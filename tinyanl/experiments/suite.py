@@ -24,12 +24,13 @@ import torch
 from PIL import Image
 
 from ..data import Picture, open_rgb, scan, to_square
-from ..evaluate import EACH, evaluate, text_figures
+from ..evaluate import EACH, Plan, classes_of, evaluate, text_figures
 from ..flowers import write
 from .judge import pictures, train_judge
 from ..models import load_run, training_set
+from ..options import add_options
 from ..runs import command, load, mistakes_in_one_line, save
-from ..sample import check_sampling, filmstrip, sampling_arguments, to_uint8
+from ..sample import SamplingOptions, filmstrip, to_uint8
 from .semi_supervised import compare, draw_sets
 from ..tune import TUNES
 
@@ -142,13 +143,14 @@ def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: P
         # of faces and vehicles there are no more than the run has seen
         _, x = real("fresh flowers" if flowers else cell["data"], run.base.size)
         x = x[: min(n, len(x) // EACH * EACH)]
-        figures, *_ = evaluate(run, x, (0.0,), len(x), steps, seed, judge if flowers else None, sets=("held out",))
+        plan = Plan((0.0,), len(x), steps, seed, ("held out",))
+        figures, = evaluate(run, x, plan, judge if flowers else None)
         return {**row, **figures, "real are": "fresh" if flowers else "the set itself", "machine": machine}
 
     def masks(run_folder: Path, sets: tuple[str, ...]) -> list[dict]:
         run = load_run(run_folder, weights, device)
-        _, x = real("fresh flowers", run.base.size)
-        return evaluate(run, x, MASK_RATES, n, steps, seed, judge, sets=sets)
+        found, x = real("fresh flowers", run.base.size)
+        return evaluate(run, x, Plan(MASK_RATES, n, steps, seed, sets), judge, classes=classes_of(found))
 
     def text(run_folder: Path) -> dict:
         run = load_run(run_folder, weights, device)
@@ -185,11 +187,11 @@ def main(argv: list[str] | None = None) -> None:
     p = command("experiments.suite", __doc__)
     p.add_argument("folder", type=Path, help="for everything that is made; it must hold faces and vehicles")
     p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
-    sampling_arguments(p)
+    add_options(p, SamplingOptions)
     p.set_defaults(steps=20)
     args = p.parse_args(argv)
     with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
-        check_sampling(args)
+        SamplingOptions(steps=args.steps, seed=args.seed).check()
         if args.n % EACH or args.n < 2 * EACH:
             raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}")
         suite(args.folder, args.n, args.steps, args.seed, args.weights, args.device)

@@ -128,7 +128,7 @@ def paint(
 
         return denoiser
 
-    return denoise(
+    batches = denoise(
         bind,
         first_stage.decode,
         noise.to(device),
@@ -140,6 +140,7 @@ def paint(
         generator=g,
         batch=64,
     )
+    return torch.cat(list(batches))
 
 
 @torch.no_grad()
