@@ -20,7 +20,7 @@ from .clip import CLIP
 from .data import Picture, file_identity, scan
 from .runs import load, one_line
 from .tokenizer import Tokenizer
-from .tune import load_trained, tunable
+from .tune import load_trained, tunable, unet_of
 from .unet import UNet, memory_format
 from .weights import inspect
 
@@ -65,30 +65,37 @@ def check_seed(seed: int) -> None:
 
 
 def generator(seed: int, step: int) -> torch.Generator:
-    """The source of all randomness of a training step, on the CPU: a resumed run needs no random states."""
+    """The source of all randomness of a training step, on the CPU: a resumed run needs no random
+    states."""
     check_seed(seed)
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 def pick_device(device: str | None = None) -> torch.device:
     """The device named, else CUDA, else MPS, else the CPU. ValueError: it is not there."""
-    found = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    found = "cpu"
+    if torch.cuda.is_available():
+        found = "cuda"
+    elif torch.backends.mps.is_available():
+        found = "mps"
+    remedy = f"leave it out to use {found}"
     try:
         picked = torch.empty(0, device=device or found).device
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise ValueError(f"device {device!r} is not there ({one_line(error)}): leave it out to use {found}") from error
+        raise ValueError(f"device {device!r} is not there ({one_line(error)}): {remedy}") from error
     if picked.type not in ("cuda", "mps", "cpu"):
-        raise ValueError(f"device {device!r}: choose cuda, mps or cpu, or leave it out to use {found}")
+        raise ValueError(f"device {device!r}: choose cuda, mps or cpu, or {remedy}")
     return picked
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies in bf16 by itself: CUDA from Ampere on, and CPUs with avx512_bf16, where training
-    ANL is then twice as fast (169 against 87 embedded pictures a second on 2 cores). Elsewhere it would be slower."""
+    """Whether the device multiplies in bf16 by itself: CUDA from Ampere on, and CPUs with
+    avx512_bf16, where training ANL is then twice as fast (169 against 87 embedded pictures a second
+    on 2 cores). Elsewhere it would be slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)  # torch has no public name for it
-    return device.type == "cpu" and native()
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # torch has no public name for it
+    return device.type == "cpu" and asked is not None and asked()
 
 
 def load_base(weights: str | Path | None = None, device: str | None = None) -> Base:
@@ -153,10 +160,12 @@ def load_base(weights: str | Path | None = None, device: str | None = None) -> B
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hex digits from the name, shape and 64 to 127 evenly spread values (or all) of every tensor, in float32."""
+    """16 hex digits from the name, shape and 64 to 127 evenly spread values (or all) of every
+    tensor, in float32."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
-        values = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
+        stride = max(1, tensor.numel() // 64)
+        values = tensor.flatten()[::stride].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {values.tolist()}".encode())
     return digest.hexdigest()[:16]
 
@@ -181,7 +190,8 @@ def split(pictures: Sequence[Hashable], seed: int) -> tuple[Tensor, Tensor]:
     """
     distinct = list(dict.fromkeys(pictures))
     if len(distinct) < 2:
-        raise ValueError(f"{len(distinct)} readable picture: at least 2 are needed, one of them is held out")
+        raise ValueError(f"{len(distinct)} readable picture: at least 2 are needed, one of them is "
+                         "held out")
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
     held_out = {distinct[i] for i in order[: max(1, len(distinct) // 10)].tolist()}
     is_held_out = torch.tensor([picture in held_out for picture in pictures])  # N
@@ -190,32 +200,39 @@ def split(pictures: Sequence[Hashable], seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Run:
-    """A base with what was trained on it, and the centre and spread of the embeddings it was trained on."""
+    """A base with what was trained on it, and the centre and spread of the embeddings it was
+    trained on. B batch, C h w latent, D CLIP embedding width, K tokens, M U-Net's context width."""
 
     base: Base
     model: nn.ModuleDict  # see tunable
     mu: Tensor  # (D,) mean unit image embedding of the training pictures
-    mu_text: Tensor  # (D,) mean unit text embedding of their captions: CLIP's two towers have different centres
+    mu_text: Tensor  # (D,) of their captions: CLIP's two towers have different centres
     sigma: float
     config: dict
     pictures: list[str]  # file names of its data set, in its folder, those held out too
     files: list[str] = field(default_factory=list)  # data.file_identity of each of them
 
     def condition(self, embeddings: Tensor, text: bool = False) -> Tensor:
-        """Unit CLIP embeddings (B D) -> condition (e - mu) / sigma (B D), where 0 means "as the average picture"."""
-        return ((embeddings - (self.mu_text if text else self.mu)) / self.sigma).to(self.base.device)
+        """Unit CLIP embeddings (B D) -> condition (e - mu) / sigma (B D), where 0 means "as the
+        average picture". text: they are those of captions."""
+        centre = self.mu_text if text else self.mu
+        return ((embeddings - centre) / self.sigma).to(self.base.device)
 
     def bind(self, cond: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed once."""
-        device, null, own = self.base.device.type, self.base.null, dict(self.model.items())
-        context, extra, unet = None, None, own.get("unet", self.base.unet)
+        """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed
+        once."""
+        device = self.base.device.type
+        unet = unet_of(self.base, self.model)
+        context = None
+        extra = None
         with torch.autocast(device, torch.bfloat16, enabled=self.base.bf16):
-            if "to_context" in own:
-                context = own["to_context"](cond).view(len(cond), -1, unet.context_dim)  # B K M
-            elif null is not None:
-                context = null.expand(len(cond), -1, -1)  # B 1 M
-            if "anls" in own:
-                extra = own["anls"].bind(cond)
+            if "to_context" in self.model:
+                tokens = self.model["to_context"](cond)  # B K*M
+                context = tokens.view(len(cond), -1, unet.context_dim)  # B K M
+            elif self.base.null is not None:
+                context = self.base.null.expand(len(cond), -1, -1)  # B 1 M
+            if "anls" in self.model:
+                extra = self.model["anls"].bind(cond)
 
         def model(z: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(device, torch.bfloat16, enabled=self.base.bf16):
@@ -245,55 +262,79 @@ class RunPictures(NamedTuple):
 
 
 def training_set(run: Run, data: str | Path | None = None) -> RunPictures:
-    """The pictures of a run's data set, and the indices of those it was trained on and of those held out.
+    """The pictures of a run's data set, with those it was trained on and those held out.
 
     data: the folder that they lie in now, if it has moved since training. FileNotFoundError: it is
-    not there. ValueError: its pictures are not the run's, by their names or by what is in the files,
-    so that nobody can say which were held out.
+    not there. ValueError: its pictures are not the run's, by their names or by what is in the
+    files, so that nobody can say which were held out.
     """
     folder = Path(data or run.config["data"])
     remedy = "Name the folder that has them as --trained-on, put them back, or train again"
     if not folder.exists():
-        raise FileNotFoundError(f"{folder}, with the pictures of this run, does not exist. {remedy}")
-    found = scan(folder, run.base.size).pictures
-    if [str(picture.path.relative_to(folder)) for picture in found] != run.pictures:
-        raise ValueError(f"{folder} does not have this run's {len(run.pictures)} pictures. {remedy}")
-    pairs = zip(found, run.files, strict=False)  # files is empty in adapters that did not keep it
-    changed = [picture.path.name for picture, file in pairs if file_identity(picture.path) != file]
+        raise FileNotFoundError(f"{folder}, with this run's pictures, does not exist. {remedy}")
+    pictures = scan(folder, run.base.size).pictures
+    paths = [picture.path for picture in pictures]
+    if [str(path.relative_to(folder)) for path in paths] != run.pictures:
+        raise ValueError(f"{folder} does not have this run's {len(run.pictures)} pictures. "
+                         f"{remedy}")
+    pairs = zip(paths, run.files, strict=False)  # files is empty in adapters that did not keep it
+    changed = [path.name for path, identity in pairs if file_identity(path) != identity]
     if changed:
-        raise ValueError(f"{folder} has {len(changed)} other pictures under the names of this run's "
-                         f"({', '.join(changed[:3])} ...). {remedy}")
-    return RunPictures(found, *split([picture.path for picture in found], run.config["seed"]))
+        raise ValueError(f"{folder} has {len(changed)} other pictures under the names of this "
+                         f"run's ({', '.join(changed[:3])} ...). {remedy}")
+    return RunPictures(pictures, *split(paths, run.config["seed"]))
+
+
+ADAPTER = {"config", "fingerprints", "trained", "mu", "mu_text", "sigma", "pictures"}  # its names
 
 
 def load_run(run: str | Path, weights: str | Path | None = None, device: str | None = None) -> Run:
-    """The trained model of a run folder, on its base (`weights`: where the base lies now, if it has moved).
+    """The trained model of a run folder, on its base (`weights`: where the base lies now, if it has
+    moved).
 
-    FileNotFoundError: no adapter.pt there. ValueError: the base or CLIP is not the one it was trained on."""
+    FileNotFoundError: no adapter.pt there, or no weights. ValueError: the base or CLIP is not the
+    one it was trained on, or the file is damaged."""
     path = Path(run) / "adapter.pt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: --run takes a folder that `python -m tinyanl.train` wrote")
-    adapter = load(path, {"config", "fingerprints", "trained", "mu", "mu_text", "sigma", "pictures"})
-    config, expected_parts = adapter["config"], adapter["fingerprints"]
-    weights = weights or config.get("weights")
+        raise FileNotFoundError(f"{path} does not exist: --run takes a folder that "
+                                "`python -m tinyanl.train` wrote")
+    adapter = load(path, ADAPTER)
+    weights = weights or adapter["config"].get("weights")
     if weights and not Path(weights).exists():
-        raise FileNotFoundError(f"{path} was trained on the weights in {weights}, where nothing is: "
-                                "name the folder that they lie in now as --weights")
+        raise FileNotFoundError(f"{path} was trained on the weights in {weights}, where nothing "
+                                "is: name the folder that they lie in now as --weights")
     base = load_base(weights, device)
-    for part, found in base.fingerprints().items():
-        if found != (expected := expected_parts.get(part) if isinstance(expected_parts, dict) else None):
-            raise ValueError(f"{path} was trained on another {part} ({expected}, here {found}): "
-                             "give the folder with the right one as --weights")
+    check_fingerprints(base, adapter["fingerprints"], path)
     try:
-        with torch.device("meta"):  # sizes are the file's word: no memory for them before they are seen to be true
-            model = tunable(base, config["tune"], config["tokens"], config["ratio"])
-        load_trained(model, adapter["trained"])
-        mu, mu_text = (adapter[name].view(base.clip.dim).float() for name in ("mu", "mu_text"))
-        sigma = float(adapter["sigma"])
-        if not sigma > 0 or not (mu + mu_text).isfinite().all():
-            raise ValueError(f"sigma {sigma}, or a mean that is not finite")
+        trained_run = assemble(base, adapter)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not fit its own config ({one_line(error)}): train again") from error
-    model.to(base.device, memory_format=memory_format(base.device))
-    files = list(adapter.get("files", []))
-    return Run(base, model, mu, mu_text, sigma, config, list(adapter["pictures"]), files).frozen()
+        raise ValueError(f"{path} does not fit its own config ({one_line(error)}): "
+                         "train again") from error
+    trained_run.model.to(base.device, memory_format=memory_format(base.device))
+    return trained_run.frozen()
+
+
+def check_fingerprints(base: Base, expected: dict[str, str], path: Path) -> None:
+    """ValueError: the adapter at `path` was trained on other weights than `base` has."""
+    for part, found in base.fingerprints().items():
+        wanted = expected.get(part) if isinstance(expected, dict) else None
+        if found != wanted:
+            raise ValueError(f"{path} was trained on another {part} ({wanted}, here {found}): "
+                             "give the folder with the right one as --weights")
+
+
+def assemble(base: Base, adapter: dict) -> Run:
+    """The run that an adapter.pt tells of. An error of some kind: it tells of none."""
+    config = adapter["config"]
+    with torch.device("meta"):  # its sizes may be lies: no memory before tensors have them
+        model = tunable(base, config["tune"], config["tokens"], config["ratio"])
+    load_trained(model, adapter["trained"])
+    mu = adapter["mu"].view(base.clip.dim).float()
+    mu_text = adapter["mu_text"].view(base.clip.dim).float()
+    sigma = float(adapter["sigma"])
+    if not sigma > 0:
+        raise ValueError(f"sigma {sigma}")
+    if not (mu + mu_text).isfinite().all():
+        raise ValueError("a mean that is not finite")
+    files = list(adapter.get("files", []))  # not kept before 2026-11-27
+    return Run(base, model, mu, mu_text, sigma, config, list(adapter["pictures"]), files)
