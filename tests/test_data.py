@@ -337,6 +337,16 @@ def test_a_profile_that_was_cut_off_is_remarked(tmp_path):
         assert "profile is broken" in open_rgb(tmp_path / name).info["notes"][0]
 
 
+def test_broken_exif_costs_no_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    broken = exif.tobytes().replace(b"Exif\0\0", b"Exif\0\0?", 1)
+    for extension in ("png", "jpg", "webp"):
+        save(tmp_path / f"a.{extension}", exif=broken)
+        assert open_rgb(tmp_path / f"a.{extension}").size == (8, 8)
+    assert "EXIF is broken" in open_rgb(tmp_path / "a.png").info["notes"][0]
+
+
 def test_a_camera_that_marks_adobe_rgb_without_a_profile_is_remarked(tmp_path):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA005] = {1: "R03"}

@@ -623,7 +623,7 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
             raise ValueError("not a file that can be read from its start")
         with warnings.catch_warnings(record=True), Image.open(path) as file:
             deep = ";16" in str(file.tile)  # gone once it is decoded
-            picture = cut_strip(ImageOps.exif_transpose(file), remarks)
+            picture = cut_strip(turn_upright(file, remarks), remarks)
             picture = to_8_bits(picture, file, deep, remarks)
             picture, alpha = split_alpha(picture, file, remarks)
             picture = to_srgb(picture, file, remarks)
@@ -635,6 +635,20 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGBA" if keep_alpha else "RGB")
     picture.info = {"notes": remarks}  # not the profile: the colours are sRGB now
+    return picture
+
+
+def turn_upright(file: Image.Image, remarks: list) -> Image.Image:
+    """The decoded picture, turned as its EXIF says that the camera was held."""
+    file.load()
+    try:
+        picture = ImageOps.exif_transpose(file)
+        interop = file.getexif().get_ifd(INTEROP)
+    except Exception:  # of many kinds, all from EXIF, as the pixels are there
+        remarks.append("its EXIF is broken, so it may lie on its side")
+        return file.copy()
+    if interop.get(1) == "R03" and "icc_profile" not in file.info:
+        remarks.append("Adobe RGB, as its camera says, but without a profile it is taken for sRGB")
     return picture
 
 
@@ -741,8 +755,6 @@ def remark_space(file: Image.Image, remarks: list) -> None:
         remarks.append(BROKEN_PROFILE)
     elif abs(gamma * 2.2 - 1) > 0.1 and "srgb" not in file.info:
         remarks.append(f"made for a gamma of {1 / max(gamma, 1e-5):.3g}, but taken for sRGB")
-    elif file.getexif().get_ifd(INTEROP).get(1) == "R03":
-        remarks.append("Adobe RGB, as its camera says, but without a profile it is taken for sRGB")
 
 
 @lru_cache(maxsize=64)
