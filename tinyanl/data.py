@@ -337,7 +337,7 @@ def child(file: Path, folder: Path) -> Path:
 
 def is_in(file: Path, places: set[Path]) -> bool:
     """Is the file one of these places, or below one?"""
-    return file in places or not places.isdisjoint(file.parents)
+    return bool(places) and (file in places or not places.isdisjoint(file.parents))
 
 
 # --- captions
@@ -633,7 +633,9 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
         picture.putalpha(alpha)
         if not keep_alpha:  # white is the page that cut-outs are made for
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGBA" if keep_alpha else "RGB")
+    mode = "RGBA" if keep_alpha else "RGB"
+    if picture.mode != mode:  # or it would be copied
+        picture = picture.convert(mode)
     picture.info = {"notes": remarks}  # not the profile: the colours are sRGB now
     return picture
 
