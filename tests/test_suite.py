@@ -1,104 +1,188 @@
-"""The suite: every row is made once, by one process after another, and again when it is deleted."""
-import inspect
+"""The suite: every row is made once, and again when it is deleted."""
+import dataclasses
+import functools
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import one_line
 
-from tinyanl import flowers
+from tinyanl import evaluate, flowers
 from tinyanl.experiments import suite as module
 from tinyanl.experiments.judge import Judge
-from tinyanl.experiments.suite import FIRST, RATES, STEPS, best_rate, cells, main, suite
-from tinyanl.train import LEARNING_RATES, train
+from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
+from tinyanl.experiments.suite import Options as SuiteOptions
+from tinyanl.runs import peak_megabytes
+from tinyanl.train import LEARNING_RATES, Options, train
 from tinyanl.tune import TUNES
 
-from commands import one_line
+RESULTS = Path(__file__).parents[1] / "tutorials/results.json"
 
 
 def test_every_row_that_is_promised_is_a_cell():
     every = list(cells())
     assert len(every) == 5 * 7 + 13 and len({str(cell) for cell, _ in every}) == len(every)
     for data in ("flowers", "faces", "vehicles"):
-        assert {cell["tune"] for cell, steps in every if cell["data"] == data and steps == STEPS} == set(TUNES)
+        tunes = {cell["tune"] for cell, steps in every if cell["data"] == data and steps == STEPS}
+        assert tunes == set(TUNES)
+    on_flowers = [cell for cell, _ in every if cell["data"] == "flowers"]
     for tune in TUNES:
-        assert {0, 1, 2} == {cell["seed"] for cell, _ in every if cell["data"] == "flowers" and cell["tune"] == tune}
+        assert {cell["seed"] for cell in on_flowers if cell["tune"] == tune} == {0, 1, 2}
     assert STEPS[:4] == (60, 125, 250, 500)
 
 
-@pytest.mark.parametrize("best", range(5))
-def test_the_best_rate_is_found_by_walking_downhill(best):
+@pytest.mark.parametrize("best", RATES)
+def test_the_best_rate_has_the_lowest_held_out_loss_of_all(best, tmp_path, monkeypatch):
     tried = []
-    assert best_rate(lambda lr: tried.append(lr) or abs(RATES.index(lr) - best)) == RATES[best]
-    assert len(set(tried)) == (3 if best == 2 else 4)
+
+    def sweep(self, tune, lr):
+        tried.append(lr)
+        return {"held-out loss": abs(RATES.index(lr) - RATES.index(best))}
+
+    monkeypatch.setattr(Suite, "sweep", sweep)
+    pieces = Suite(tmp_path, SuiteOptions(), {}, None)
+    assert pieces.best_rate("anl") == best and tried == list(RATES)
+    assert pieces.best_rate("anl") == best and tried == list(RATES)  # kept
+
+
+def test_another_process_returns_what_it_computed_and_raises_what_went_wrong():
+    assert in_new_process(os.getpid) != os.getpid()
+    held = torch.ones(2**28, dtype=torch.uint8)  # 256 MB, which are not that process's
+    assert len(held)
+    peak = in_new_process(peak_megabytes, device=torch.device("cpu"))
+    assert 50 < peak < peak_megabytes(torch.device("cpu")) - 200
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        in_new_process(os.stat, path="nowhere")
+    with pytest.raises(ValueError, match="too little memory"):
+        in_new_process(functools.partial(os._exit, 1))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """Few pictures of every set."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for name, n in (("flowers", 12), ("fresh flowers", 16), ("faces", 2), ("vehicles", 2)):
+        flowers.write(folder / name, n, seed=n)
+    return folder
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
-    """A suite of one way to tune, two checkpoints, one ablation, a judge that knows nothing, and no learners."""
+def small(drawn, tmp_path, monkeypatch):
+    """A suite of one way to tune, two checkpoints, one ablation, batches of two, rows of few samples,
+    a judge that knows nothing, and no learners, all in this process."""
+
+    def in_this_process(function, **arguments):
+        return function(**arguments)
+
+    monkeypatch.setattr(module, "in_new_process", in_this_process)
+    for some in (evaluate, module):
+        monkeypatch.setattr(some, "EACH", 4)
+    monkeypatch.setattr(module, "train", functools.partial(train, batch=2))
     monkeypatch.setattr(module, "STEPS", (1, 2))
     monkeypatch.setattr(module, "MASK_RATES", (0.0,))
     monkeypatch.setattr(module, "RATES", (1e-3,))
     monkeypatch.setattr(module, "SWEEP_STEPS", 1)
     monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
-    monkeypatch.setattr(module, "cells", lambda: iter([(FIRST, (1, 2)), ({**FIRST, "uncentred": True}, (2,))]))
+    few = [(FIRST, (1, 2)), ({**FIRST, "uncentred": True}, (2,))]
+    monkeypatch.setattr(module, "cells", lambda: iter(few))
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
-    monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: {"tried": "in test_evaluate.py"})
+    in_another_test = {"tried": "in test_evaluate.py"}
+    monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: in_another_test)
     monkeypatch.setattr(module, "compare", lambda *args: [{"tried": "in test_augment.py"}])
     monkeypatch.setattr(module, "draw_sets", lambda folder: flowers.write(folder / "unlabelled", 2))
-    for name, n in (("flowers", 12), ("fresh flowers", 64), ("faces", 2), ("vehicles", 2)):
-        flowers.write(tmp_path / name, n, seed=n)
-    return tmp_path
+    return Path(shutil.copytree(drawn, tmp_path / "suite"))
 
 
-@pytest.mark.filterwarnings("ignore:.*samples of (128|64) features")
+@pytest.mark.filterwarnings("ignore:8 samples of (128|64) features")
 def test_the_suite_goes_on_where_it_stopped(small, capfd):
-    results = suite(small, n=32, steps=2)
-    key = "data=flowers tune=anl seed=0 steps="
-    assert list(results) == ["setup", "sweep tune=anl lr=0.001", f"{key}1", f"{key}2", "masks", "text",
-                             key.replace("steps", "uncentred=True steps") + "2", "masks uncentred=True",
-                             "semi-supervised"]
-    assert results == json.loads((small / "results.json").read_text()) and (small / "flowers.png").stat().st_size
-    one = results.pop(f"{key}2")
+    results = suite(small, SuiteOptions(n=8, steps=2))
+    key = "data=flowers tune=anl seed=0"
+    assert list(results) == [
+        "setup",
+        "sweep tune=anl lr=0.001",
+        f"{key} steps=1",
+        f"{key} steps=2",
+        "masks",
+        "text",
+        f"{key} uncentred=True steps=2",
+        "masks uncentred=True",
+        "semi-supervised",
+    ]
+    assert results == json.loads((small / "results.json").read_text())
+    assert (small / "flowers.png").stat().st_size
+    one = results.pop(f"{key} steps=2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
-    config = json.loads((small / "runs/data=flowers,tune=anl,seed=0/config.json").read_text())
-    assert config["train_mask"] == 0 and config["lr"] == one["learning rate"]  # the paper's way, not train's default
+    run = small / "runs/data=flowers,tune=anl,seed=0"
+    config = json.loads((run / "config.json").read_text())
+    assert config["train_mask"] == 0  # the paper's way, not train's default
+    assert config["lr"] == one["learning rate"]
     assert one["machine"] == results["setup"]["machine"] and torch.__version__ in one["machine"]
+
+    # the row is made anew, from a run that was never at 1
     (small / "results.json").write_text(json.dumps(results))
-    shutil.rmtree(small / "runs")  # the row is made anew, from a run that was never at 1
+    shutil.rmtree(small / "runs")
     capfd.readouterr()
-    again = suite(small, n=32, steps=2)
-    made = {line.split(":")[0] for line in capfd.readouterr().out.splitlines() if line.startswith(("data=", "sweep"))}
-    assert made == {f"{key}2"} and again[f"{key}1"] == results[f"{key}1"]
+    again = suite(small, SuiteOptions(n=8, steps=2))
+    lines = capfd.readouterr().out.splitlines()
+    made = {line.split(":")[0] for line in lines if line.startswith(("data=", "sweep"))}
+    assert made == {f"{key} steps=2"} and again[f"{key} steps=1"] == results[f"{key} steps=1"]
     for figure in ("1000 FD_clip", "held-out loss", "trainable"):
-        assert again[f"{key}2"][figure] == one[figure]
+        assert again[f"{key} steps=2"][figure] == one[figure]
 
 
-def test_what_stands_in_the_way_is_one_line(small, tmp_path_factory, capsys):
-    shutil.rmtree(small / "faces")
-    assert "families" in one_line(main, [small], capsys)
+def test_a_run_that_is_past_a_row_is_named(tmp_path, monkeypatch):
+    (tmp_path / "log.jsonl").write_text('{"step": 2, "training": 1, "held_out": 1}')
+    monkeypatch.setattr(module, "train", lambda **arguments: None)  # nothing is left to do
+    with pytest.raises(ValueError, match="at step 2 and cannot be measured at 1: delete"):
+        module.train_and_measure(tmp_path, 1, "cpu")
+
+
+def test_what_stands_in_the_way_is_one_line(tmp_path, capsys):
+    assert "families" in one_line(main, [tmp_path], capsys)
     one_line(main, [], capsys)
-    for argv, said in ((["--n", "40"], "--n 40"), (["--steps", "0"], "steps=0"), (["--steps", "30"], "steps=30"),
-                       (["--seed", "-1"], "--seed -1")):
-        assert said in one_line(main, [small / "none", *argv], capsys)  # before the folder is looked at
+    mistakes = {
+        "--n 40": ["--n", "40"],
+        "steps=0": ["--steps", "0"],
+        "steps=30": ["--steps", "30"],
+        "--seed -1": ["--seed", "-1"],
+    }
+    for said, argv in mistakes.items():  # before the folder is looked at
+        assert said in one_line(main, [tmp_path / "none", *argv], capsys)
 
 
 def test_the_default_learning_rates_follow_the_committed_sweep():
-    results = json.loads((Path(__file__).parents[1] / "tutorials/results.json").read_text())
+    results = json.loads(RESULTS.read_text())
     for tune in TUNES:
-        losses = {float(key.split("lr=")[1]): row["held-out loss"] for key, row in results.items()
-                  if key.startswith(f"sweep tune={tune} ")}
+        losses = {}
+        for key, row in results.items():
+            if key.startswith(f"sweep tune={tune} "):
+                losses[float(key.split("lr=")[1])] = row["held-out loss"]
         best = min(losses, key=losses.get)
-        assert min(losses) < best < max(losses) and 0.6 < LEARNING_RATES[tune] / best < 1.7, tune
+        assert min(losses) < best < max(losses), tune
+        assert 0.6 < LEARNING_RATES[tune] / best < 1.7, tune
 
 
 def test_masks_in_training_are_the_default_as_the_committed_curves_have_it():
-    """At equal diversity within a condition, the kind and colour are right more often, on every seed."""
-    results, better = json.loads((Path(__file__).parents[1] / "tutorials/results.json").read_text()), []
+    """At equal diversity within a condition, the kind and colour are right more often, on every
+    seed."""
+    results = json.loads(RESULTS.read_text())
+
+    def curve(key):
+        """Diversity within a condition, and the share of right answers, over the mask rates."""
+        rows = [row for row in results[key] if row["conditions"] == "held out"]
+        within = np.array([row["within"] for row in rows])
+        return within, np.array([row["right kind and colour"] for row in rows])
+
+    better = []
     for seed in ("", " seed=1", " seed=2"):
-        never, met = (np.array([(row["within"], row["right kind and colour"]) for row in results[f"masks{seed}{how}"]
-                                if row["conditions"] == "held out"]).T for how in ("", " train_mask=0.5"))
-        better += (met[1] > np.interp(met[0], *never))[met[0] <= never[0].max()].tolist()
-    assert all(better) and len(better) == 17 and inspect.signature(train).parameters["train_mask"].default == 0.5
+        never = curve(f"masks{seed}")
+        within, right = curve(f"masks{seed} train_mask=0.5")
+        is_inside = within <= never[0].max()
+        better += (right > np.interp(within, *never))[is_inside].tolist()
+    assert all(better) and len(better) == 17
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
+    assert defaults["train_mask"] == 0.5

@@ -1,201 +1,348 @@
-"""Train and measure everything that is compared: the paper's claims, on the small models, by one command.
+"""Train and measure everything that is compared: the paper's claims, on the small models.
 
-    python -m tinyanl.pretrain families --data ./emoji --out ./suite      faces and vehicles; flowers are drawn
-    python -m tinyanl.experiments.suite ./suite                                       hours: goes on where it stopped
+    python -m tinyanl.pretrain families --data ./emoji --out ./suite       faces and vehicles
+    python -m tinyanl.experiments.suite ./suite                            hours
 
-./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px flowers, faces, vehicles in
-place of the paper's sets; seconds are those since the row before); a sweep of learning rates; ablations; the mask
-curve; text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune. What is
-in results.json is not computed again: to repeat a row, delete it there and its folder in ./suite/runs. C checkpoints.
+./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px
+flowers, faces, vehicles in place of the paper's sets; seconds are those since the row before); a
+sweep of learning rates; ablations; the mask curve; text; semi-supervised learning. ./suite/*.png
+are Figure 1's filmstrips, a row for each way to tune. The same command goes on where it stopped:
+what is in results.json is not computed again. To repeat a row, delete it there and its folder in
+./suite/runs.
 """
+import contextlib
 import functools
+import io
 import json
+import multiprocessing
 import platform
-import re
 import shutil
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..data import Picture, open_rgb, scan, to_square
 from ..evaluate import EACH, Plan, classes_of, evaluate, text_figures
 from ..flowers import write
-from .judge import pictures, train_judge
-from ..models import load_run, training_set
-from ..options import add_options
-from ..runs import command, load, mistakes_in_one_line, save
+from ..models import Run, load_run, pick_device, training_set
+from ..options import add_options, option
+from ..runs import command, load, mistakes_in_one_line, peak_megabytes, save
 from ..sample import SamplingOptions, filmstrip, to_uint8
-from .semi_supervised import compare, draw_sets
+from ..train import train
 from ..tune import TUNES
+from .judge import Network, pictures, train_judge
+from .semi_supervised import compare, draw_sets
 
 MASK_RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-STEPS = (60, 125, 250, 500) + (1000, 2000, 4000) * torch.cuda.is_available()
-RATES, SWEEP_STEPS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 250
-SETS = "flowers", "faces", "vehicles"
-FIRST = {"data": SETS[0], "tune": "anl", "seed": 0}
+STEPS = (60, 125, 250, 500)
+if torch.cuda.is_available():
+    STEPS += (1000, 2000, 4000)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+SWEEP_STEPS = 250
+SETS = ("flowers", "faces", "vehicles")
+FIRST = {"data": "flowers", "tune": "anl", "seed": 0}
+ABLATIONS = (
+    {"tokens": 2},
+    {"tokens": 4},
+    {"tokens": 8},
+    {"tokens": 8, "lr": 1e-3},  # with 8 tokens training diverged at 3e-3
+    {"ratio": 1},
+    {"ratio": 2},
+    {"train_mask": 0.25},
+    {"train_mask": 0.5},
+    {"uncentred": True},
+    {"seed": 1, "train_mask": 0.25},
+    {"seed": 1, "train_mask": 0.5},
+    {"seed": 2, "train_mask": 0.25},
+    {"seed": 2, "train_mask": 0.5},
+)
+
+Cell = dict[str, object]  # arguments of train; "data" is one of SETS
 
 
-def cells() -> Iterator[tuple[dict, tuple[int, ...]]]:
-    """What is trained, arguments of train, and the steps at which it is measured; what decides the defaults early."""
-    yield from (({**FIRST, "tune": tune}, STEPS) for tune in TUNES)
-    for change in ({"tokens": 2}, {"tokens": 4}, {"tokens": 8}, {"tokens": 8, "lr": 1e-3},  # K = 8 diverged at 3e-3
-                   {"ratio": 1}, {"ratio": 2}, {"train_mask": 0.25}, {"train_mask": 0.5}, {"uncentred": True},
-                   *({"seed": seed, "train_mask": share} for seed in (1, 2) for share in (0.25, 0.5))):
+def cells() -> Iterator[tuple[Cell, tuple[int, ...]]]:
+    """What is trained, and the steps at which it is measured; what decides defaults comes early."""
+    for tune in TUNES:
+        yield {**FIRST, "tune": tune}, STEPS
+    for change in ABLATIONS:
         yield {**FIRST, **change}, STEPS[-1:]
     for seed in (1, 2):
-        yield from (({**FIRST, "tune": tune, "seed": seed}, STEPS) for tune in TUNES)
+        for tune in TUNES:
+            yield {**FIRST, "tune": tune, "seed": seed}, STEPS
     for data in SETS[1:]:
-        yield from (({**FIRST, "data": data, "tune": tune}, STEPS) for tune in TUNES)
+        for tune in TUNES:
+            yield {**FIRST, "data": data, "tune": tune}, STEPS
 
 
-def best_rate(loss_of: Callable[[float], float]) -> float:
-    """The learning rate of RATES with the lowest loss, by walking downhill from the middle one."""
-    i = len(RATES) // 2
-    while True:
-        losses = {j: loss_of(RATES[j]) for j in (i, i - 1, i + 1) if 0 <= j < len(RATES)}
-        if (best := min(losses, key=losses.get)) == i:
-            return RATES[i]
-        i = best
+def words(cell: Cell) -> str:
+    """The name of a cell in results.json: "data=flowers tune=anl seed=0"."""
+    return " ".join(f"{name}={value}" for name, value in cell.items())
 
 
-def train_apart(data: Path, out: Path, steps: int, **arguments) -> dict:
-    """tinyanl.train up to `steps`, in a process of its own -> the last line of its log, its seconds and peak MB."""
-    words = [sys.executable, "-m", "tinyanl.train", "--data", data, "--out", out, "--resume", "--steps", steps,
-             "--sample-every", steps]
-    for name, value in arguments.items():
-        words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])] if value is not None else []
+def in_new_process(function: Callable[..., dict], **arguments: object) -> dict:
+    """function(**arguments), in a process of its own: the most memory it held is its alone.
+
+    ValueError: the process was killed. Raises what the function raises."""
+    # Linux counts for a process that is spawned what the one that spawned it had held; not for one
+    # that a small server has forked. Windows has no such server.
+    is_there = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if is_there else "spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        try:
+            return pool.submit(function, **arguments).result()
+        except BrokenProcessPool as error:
+            raise ValueError("training was killed: is there too little memory?") from error
+        except KeyboardInterrupt:  # the other process may not have got the signal
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def train_and_measure(out: Path, steps: int, device: str | None, **arguments: object) -> dict:
+    """Train up to `steps`, or go on to them -> the losses there, and the most MB that it took."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        how = {"resume": True, "sample_every": steps, "device": device}
+        train(out=out, steps=steps, **how, **arguments)
+    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    if last["step"] != steps:
+        raise ValueError(
+            f"{out} is at step {last['step']} and cannot be measured at {steps}: delete that folder"
+        )
+    return {
+        "training loss": last["training"],
+        "held-out loss": last["held_out"],
+        "peak MB": peak_megabytes(pick_device(device)),
+    }
+
+
+def train_apart(**arguments: object) -> dict:
+    """`train_and_measure` in a process of its own, and the seconds that it took."""
     begin = time.perf_counter()
-    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise ValueError(f"training {out} failed, see above")
-    log = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
-    if log["step"] != steps:
-        raise ValueError(f"{out} is at step {log['step']} and cannot be measured at {steps}: delete that folder")
-    return {"training loss": log["training"], "held-out loss": log["held_out"], "seconds": time.perf_counter() - begin,
-            "peak MB": float(done.stdout.split("memory ")[1].split()[0].replace(",", ""))}
+    figures = in_new_process(train_and_measure, **arguments)
+    return {**figures, "seconds": time.perf_counter() - begin}
 
 
-def strips(runs: dict[str, Path]) -> Image.Image:
-    """Figure 1 for runs of one set: a row for each way to tune, the held-out picture and then the checkpoints."""
+def machine_name() -> str:
+    """The GPU, or else the CPU and its threads, and torch's version."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.machine()
+    cpu_info = Path("/proc/cpuinfo")  # only Linux tells the CPU's name
+    if cpu_info.exists():
+        for line in cpu_info.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(": ")[2]
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def figure_1(runs: dict[str, Path]) -> Image.Image:
+    """The paper's Figure 1 for runs of one set: a row for each way to tune, with a held-out picture
+    and then a sample like it at every checkpoint."""
     columns = defaultdict(list)
     for folder in runs.values():
-        run, frames = load_run(folder, device="cpu"), load(folder / "state.pt", {"frames"})["frames"]
-        found, _, held = training_set(run)
-        columns["like"].append(to_uint8(to_square(open_rgb(found[held[0]].path), run.base.size)))
+        run = load_run(folder, device="cpu")
+        found, _, held_out = training_set(run)
+        like = to_square(open_rgb(found[held_out[0]].path), run.base.size)
+        columns["like"].append(to_uint8(like))
+        frames = load(folder / "state.pt", {"frames"})["frames"]
         for step, x in frames.items():
-            columns[f"{step}"].append(x[0])
+            columns[str(step)].append(x[0])
     return filmstrip({label: torch.stack(column) for label, column in columns.items()}, list(runs))
 
 
-def suite(folder: Path, n: int = 512, steps: int = 20, seed: int = 0, weights: Path | None = None,
-          device: str | None = None) -> dict:
-    """Make all that results.json lacks; it is written after every piece. n samples of `steps` DDIM steps a row."""
-    out = folder / "results.json"
-    base = {"weights": weights, "device": device, "train_mask": 0.0}  # none, as in the paper, where no cell asks for it
-    results = json.loads(out.read_text()) if out.exists() else {}
+@functools.cache  # read once for all rows
+def real_pictures(folder: Path, size: int) -> tuple[list[Picture], Tensor]:
+    """The pictures of a folder, and what they show, (M 3 S S) uint8."""
+    found = scan(folder, size).pictures
+    return found, pictures([picture.path for picture in found], size)
 
-    def piece(key: str, make: Callable[[], object]) -> object:
-        if key not in results:
-            results[key] = make()
-            save(json.dumps(results, indent=1), out)
-            print(f"{key}: {json.dumps(results[key])}", flush=True)
-        return results[key]
 
-    for name, count, number in (("flowers", 200, 0), ("fresh flowers", 1024, 1)):
-        if not (folder / name / "metadata.jsonl").exists():
-            write(folder / name, count, seed=number)
-    for name in SETS:
-        if not (folder / name / "metadata.jsonl").exists():
-            raise FileNotFoundError(f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji --out "
-                                    f"{folder}")
-    judge, accuracy = train_judge(folder / "judge")
-    cpu = Path("/proc/cpuinfo")  # only Linux tells the CPU's name
-    names = [*re.findall(r"model name\s*: (.+)", cpu.read_text() if cpu.exists() else ""), platform.machine()]
-    cores = f"{names[0]}, {torch.get_num_threads()} threads"
-    machine = f"{torch.cuda.get_device_name() if torch.cuda.is_available() else cores}, torch {torch.__version__}"
-    piece("setup", lambda: {"machine": machine, "samples": n, "DDIM steps": steps,
-                            "weights": str(weights or "embedded"), "judge's accuracy": accuracy})
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplingOptions):
+    """The flags of the command: how everything is sampled and measured."""
 
-    def sweep(tune: str, lr: float) -> float:
-        def make() -> dict:
-            shutil.rmtree(folder / "sweep", ignore_errors=True)
-            return train_apart(folder / "flowers", folder / "sweep", SWEEP_STEPS, tune=tune, lr=lr, seed=0, **base)
+    n: int = option(512, help="samples a row")
+    steps: int = option(20, help="DDIM steps, a divisor of 1000")
 
-        return piece(f"sweep tune={tune} lr={lr:g}", make)["held-out loss"]
+    def check(self) -> None:
+        """ValueError for numbers that cannot be, before anything is loaded."""
+        super().check()
+        self.plan()
 
-    @functools.cache  # read once for all rows
-    def real(name: str, size: int) -> tuple[list[Picture], torch.Tensor]:
-        found = scan(folder / name, size).pictures
-        return found, pictures([p.path for p in found], size)
+    def plan(self, rates: tuple = (0.0,), sets: tuple = ("held out",)) -> Plan:
+        return Plan(rates, self.n, self.steps, self.seed, sets)
 
-    def measured(cell: dict, run_folder: Path, done: int) -> dict:
-        own = {**base, "lr": rates[cell["tune"]], **{name: value for name, value in cell.items() if name != "data"}}
-        row = train_apart(folder / cell["data"], run_folder, done, **own)
-        row["learning rate"] = own["lr"]
-        run, flowers = load_run(run_folder, weights, device), cell["data"] == "flowers"
-        row["trainable"] = sum(x.numel() for x in load(run_folder / "adapter.pt", {"trained"})["trained"].values())
+
+@dataclass
+class Suite:
+    """The folder of a suite, what is in its results.json, and who judges."""
+
+    folder: Path
+    options: Options
+    results: dict
+    judge: Network
+
+    def piece(self, key: str, make: Callable[..., object], *arguments: object) -> object:
+        """The result of this name, from results.json or else made, and then kept there."""
+        if key not in self.results:
+            self.results[key] = make(*arguments)
+            save(json.dumps(self.results, indent=1), self.folder / "results.json")
+            print(f"{key}: {json.dumps(self.results[key])}", flush=True)
+        return self.results[key]
+
+    def train(self, data: Path, out: Path, steps: int, cell: Cell) -> dict:
+        """Train a cell; without masks in training, as in the paper, where it asks for none."""
+        how = {"train_mask": 0.0, **cell, "data": data}
+        base = {"weights": self.options.weights, "device": self.options.device}
+        return train_apart(out=out, steps=steps, **base, **how)
+
+    def run(self, cell: Cell) -> Path:
+        return self.folder / "runs" / words(cell).replace(" ", ",")
+
+    def load_run(self, folder: Path) -> Run:
+        return load_run(folder, self.options.weights, self.options.device)
+
+    def sweep(self, tune: str, lr: float) -> dict:
+        out = self.folder / "sweep"
+        shutil.rmtree(out, ignore_errors=True)
+        cell = {"tune": tune, "lr": lr, "seed": 0}
+        return self.train(self.folder / "flowers", out, SWEEP_STEPS, cell)
+
+    def best_rate(self, tune: str) -> float:
+        """The learning rate of RATES with the lowest held-out loss after a short training."""
+        losses = {}
+        for lr in RATES:
+            row = self.piece(f"sweep tune={tune} lr={lr:g}", self.sweep, tune, lr)
+            losses[lr] = row["held-out loss"]
+        return min(losses, key=losses.get)
+
+    def row(self, cell: Cell, lr: float, steps: int) -> dict:
+        """Train a cell up to `steps` and measure its samples from held-out conditions."""
+        out = self.run(cell)
+        data = cell["data"]
+        how = {"lr": lr, **cell}
+        trained = self.train(self.folder / data, out, steps, how)
+        tensors = load(out / "adapter.pt", {"trained"})["trained"]
+        run = self.load_run(out)
+        is_flowers = data == "flowers"
         # of faces and vehicles there are no more than the run has seen
-        _, x = real("fresh flowers" if flowers else cell["data"], run.base.size)
-        x = x[: min(n, len(x) // EACH * EACH)]
-        plan = Plan((0.0,), len(x), steps, seed, ("held out",))
-        figures, = evaluate(run, x, plan, judge if flowers else None)
-        return {**row, **figures, "real are": "fresh" if flowers else "the set itself", "machine": machine}
+        folder = self.folder / ("fresh flowers" if is_flowers else data)
+        _, x = real_pictures(folder, run.base.size)
+        n = min(self.options.n, len(x) // EACH * EACH)
+        plan = replace(self.options.plan(), n=n)
+        (figures,) = evaluate(run, x[:n], plan, self.judge if is_flowers else None)
+        return {
+            **trained,
+            "learning rate": how["lr"],
+            "trainable": sum(tensor.numel() for tensor in tensors.values()),
+            **figures,
+            "real are": "fresh" if is_flowers else "the set itself",
+            "machine": machine_name(),
+        }
 
-    def masks(run_folder: Path, sets: tuple[str, ...]) -> list[dict]:
-        run = load_run(run_folder, weights, device)
-        found, x = real("fresh flowers", run.base.size)
-        return evaluate(run, x, Plan(MASK_RATES, n, steps, seed, sets), judge, classes=classes_of(found))
+    def masks(self, cell: Cell, sets: tuple[str, ...]) -> list[dict]:
+        """The curve over mask rates."""
+        run = self.load_run(self.run(cell))
+        found, x = real_pictures(self.folder / "fresh flowers", run.base.size)
+        plan = self.options.plan(MASK_RATES, sets)
+        return evaluate(run, x, plan, self.judge, classes=classes_of(found))
 
-    def text(run_folder: Path) -> dict:
-        run = load_run(run_folder, weights, device)
-        return text_figures(run, real("fresh flowers", run.base.size)[0], judge, steps=steps)
+    def text(self, cell: Cell) -> dict:
+        run = self.load_run(self.run(cell))
+        found, _ = real_pictures(self.folder / "fresh flowers", run.base.size)
+        return text_figures(run, found, self.judge, steps=self.options.steps)
 
-    def learners() -> list[dict]:
-        own = folder / "semi_supervised"
-        draw_sets(own)
-        train_apart(own / "unlabelled", own / "run", STEPS[-1], seed=0, lr=rates["anl"], **base)
-        return compare(load_run(own / "run", weights, device), own)
+    def learners(self, lr: float) -> list[dict]:
+        """Semi-supervised learning with variations painted by a run on the unlabelled pictures."""
+        folder = self.folder / "semi_supervised"
+        draw_sets(folder)
+        self.train(folder / "unlabelled", folder / "run", STEPS[-1], {"seed": 0, "lr": lr})
+        return compare(self.load_run(folder / "run"), folder)
 
-    rates = {tune: best_rate(lambda lr: sweep(tune, lr)) for tune in TUNES}
-    for cell, checkpoints in cells():
-        name = " ".join(f"{key}={value}" for key, value in cell.items())
-        run_folder = folder / "runs" / name.replace(" ", ",")
-        for done in checkpoints:
-            piece(f"{name} steps={done}", lambda: measured(cell, run_folder, done))
-        if cell["tune"] == list(TUNES)[-1]:  # the last of a set
-            runs = {tune: folder / "runs" / f"data={cell['data']},tune={tune},seed=0" for tune in TUNES}
-            if not (strip := folder / f"{cell['data']}.png").exists():
-                save(strips(runs), strip)
-        change = {key: value for key, value in cell.items() if FIRST.get(key) != value}
-        changed = "".join(f" {key}={value}" for key, value in change.items())
-        if change.keys() <= {"train_mask", "uncentred", "seed"}:  # do masks need one of them, and how sure is that?
-            piece("masks" + changed, lambda: masks(run_folder, ("held out",) if change else ("training", "held out")))
+    def figure(self, data: str) -> None:
+        """Draw Figure 1 of a set into the folder, where it is not there yet."""
+        path = self.folder / f"{data}.png"
+        if not path.exists():
+            runs = {tune: self.run({**FIRST, "data": data, "tune": tune}) for tune in TUNES}
+            save(figure_1(runs), path)
+
+    def curves(self, cell: Cell) -> None:
+        """The mask curve and the figures of text, of the cells whose difference they may show."""
+        change = {name: value for name, value in cell.items() if FIRST.get(name) != value}
+        key = "".join(f" {name}={value}" for name, value in change.items())
+        if change.keys() <= {"train_mask", "uncentred", "seed"}:
+            sets = ("held out",) if change else ("training", "held out")
+            self.piece(f"masks{key}", self.masks, cell, sets)
         if change.keys() <= {"train_mask", "seed"}:
-            piece("text" + changed, lambda: text(run_folder))
-        if "uncentred" in cell:  # what comes now repeats, or tells of other sets
-            piece("semi-supervised", learners)
+            self.piece(f"text{key}", self.text, cell)
+
+    def all(self) -> None:
+        """Make all that results.json lacks."""
+        rates = {tune: self.best_rate(tune) for tune in TUNES}
+        last_tune = list(TUNES)[-1]
+        for cell, checkpoints in cells():
+            for steps in checkpoints:
+                key = f"{words(cell)} steps={steps}"
+                self.piece(key, self.row, cell, rates[cell["tune"]], steps)
+            if cell["tune"] == last_tune:  # all of this set are there
+                self.figure(cell["data"])
+            self.curves(cell)
+            if "uncentred" in cell:  # what comes now repeats, or tells of other sets
+                self.piece("semi-supervised", self.learners, rates["anl"])
+
+
+def draw_flowers(folder: Path) -> None:
+    """Draw the flowers to train on and those to measure with, where they are not there yet."""
+    for name, n, seed in (("flowers", 200, 0), ("fresh flowers", 1024, 1)):
+        if not (folder / name / "metadata.jsonl").exists():
+            write(folder / name, n, seed=seed)
+
+
+def suite(folder: Path, options: Options) -> dict:
+    """Make all that results.json lacks -> its content. It is written after every piece.
+
+    FileNotFoundError: faces or vehicles are missing."""
+    options.check()
+    for name in ("faces", "vehicles"):
+        if not (folder / name / "metadata.jsonl").exists():
+            raise FileNotFoundError(
+                f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji "
+                f"--out {folder}"
+            )
+    draw_flowers(folder)
+    judge, accuracy = train_judge(folder / "judge")
+    path = folder / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    pieces = Suite(folder, options, results, judge)
+    setup = {
+        "machine": machine_name(),
+        "samples": options.n,
+        "DDIM steps": options.steps,
+        "weights": str(options.weights or "embedded"),
+        "judge's accuracy": accuracy,
+    }
+    pieces.piece("setup", dict, setup)
+    pieces.all()
     return results
 
 
 def main(argv: list[str] | None = None) -> None:
     p = command("experiments.suite", __doc__)
-    p.add_argument("folder", type=Path, help="for everything that is made; it must hold faces and vehicles")
-    p.add_argument("--n", type=int, default=512, help="samples a row (default %(default)s)")
-    add_options(p, SamplingOptions)
-    p.set_defaults(steps=20)
-    args = p.parse_args(argv)
+    p.add_argument("folder", type=Path, help="for all that is made; it holds faces and vehicles")
+    add_options(p, Options)
+    args = vars(p.parse_args(argv))
+    folder = args.pop("folder")
     with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
-        SamplingOptions(steps=args.steps, seed=args.seed).check()
-        if args.n % EACH or args.n < 2 * EACH:
-            raise ValueError(f"--n {args.n} must be a multiple of {EACH}, at least {2 * EACH}")
-        suite(args.folder, args.n, args.steps, args.seed, args.weights, args.device)
-        print(args.folder / "results.json")
+        suite(folder, Options(**args))
+        print(folder / "results.json")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ def parser() -> argparse.ArgumentParser:
     families.set_defaults(work=write_families)
 
     for part in (clip, autoencoder, unet, families):
-        part.error = p.error
         part.add_argument(
             "--data", type=Path, nargs="+", required=True, help="folders, drawn from equally often"
         )
