@@ -11,3 +11,11 @@ def one_line(main, argv, capsys, code: int = 2) -> str:
     said = [line for line in lines if line and "%|" not in line]  # that is a progress bar
     assert stop.value.code == code and len(said) == 1 and "Traceback" not in err, err
     return said[0]
+
+
+def flags(**values) -> list[str]:
+    """The command line that gives these values: per_image=3 is --per-image 3."""
+    words = []
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words

@@ -1,19 +1,27 @@
 """Variations of labelled pictures, and the small learner that they are compared with."""
+
 import json
 import signal
 
 import pytest
 import torch
+from commands import flags, one_line
 
 from tinyanl import augment, flowers, train
 from tinyanl.augment import save_part, variations
-from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
+from tinyanl.experiments import semi_supervised
+from tinyanl.experiments.semi_supervised import (
+    KIND,
+    STRONG,
+    WEAK,
+    compare,
+    fixmatch,
+    kind_of,
+    views,
+)
 from tinyanl.models import load_run
 from tinyanl.sample import sample, to_uint8
-from tinyanl.experiments.semi_supervised import KIND, STRONG, WEAK, compare, fixmatch, kind_of, views
-
-from commands import one_line
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +49,19 @@ def labelled(tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", [32, 3])  # in one part, and in two
-def test_variations_keep_their_class_and_say_how_far_they_went(run, run_folder, labelled, tmp_path, capsys, monkeypatch,
-                                                               part):
+def test_variations_keep_their_class_and_say_how_far_they_went(
+    run, run_folder, labelled, tmp_path, capsys, monkeypatch, part
+):
     monkeypatch.setattr(augment, "PART", part)
     out = tmp_path / "more"
-    argv = ["--run", run_folder, "--data", labelled, "--out", out, "--per-image", "3", "--steps", "2"]
-    augment.main([str(word) for word in argv])
+    argv = flags(run=run_folder, data=labelled, out=out, per_image=3, steps=2)
+    augment.main(argv)
     made = scan(out, 64)
     assert made.classes == ["a", "b"] and len(made.pictures) == 12 and not made.skipped
     rows = json.loads((out / "augment.json").read_text())["pictures"]
     assert {row["file"] for row in rows} == {str(p.path.relative_to(out)) for p in made.pictures}
-    assert all(row["file"][0] == row["of"].removeprefix(f"{labelled}/")[0] for row in rows)  # the class folder
+    for row in rows:
+        assert row["file"][0] == row["of"].removeprefix(f"{labelled}/")[0]  # the class folder
     made = torch.stack([to_square(open_rgb(out / row["file"]), 64) for row in rows])
     ours = run.base.clip.embed(made)
     given = run.base.clip.embed(torch.stack([to_square(open_rgb(row["of"]), 64) for row in rows]))
@@ -61,12 +71,16 @@ def test_variations_keep_their_class_and_say_how_far_they_went(run, run_folder, 
     assert all(-1 <= row[name] <= 1.0001 for row in rows for name in names)
     assert "12 pictures" in capsys.readouterr().out
     assert "not empty" in one_line(augment.main, argv, capsys)
-    assert "no classes" in one_line(augment.main, [*argv[:3], labelled / "a", *argv[4:5], tmp_path / "x"], capsys)
+    one_class = flags(run=run_folder, data=labelled / "a", out=tmp_path / "x")
+    assert "no classes" in one_line(augment.main, one_class, capsys)
     assert "--mask-rate" in one_line(augment.main, [*argv, "--mask-rate", "2"], capsys)
-    assert "--seed" in one_line(augment.main, [*argv[:5], tmp_path / "x", "--seed", "-1"], capsys)
+    seeded = flags(run=run_folder, data=labelled, out=tmp_path / "x", seed=-1)
+    assert "--seed" in one_line(augment.main, seeded, capsys)
 
 
-def test_ctrl_c_keeps_whole_parts_and_their_rows(run_folder, labelled, tmp_path, capsys, monkeypatch):
+def test_ctrl_c_keeps_whole_parts_and_their_rows(
+    run_folder, labelled, tmp_path, capsys, monkeypatch
+):
     painted = []
 
     def interrupted(*args):
@@ -77,23 +91,28 @@ def test_ctrl_c_keeps_whole_parts_and_their_rows(run_folder, labelled, tmp_path,
 
     monkeypatch.setattr(augment, "PART", 2)
     monkeypatch.setattr(augment, "variations", interrupted)
-    argv = ["--run", run_folder, "--data", labelled, "--out", tmp_path, "--per-image", "3", "--steps", "2"]
+    argv = flags(run=run_folder, data=labelled, out=tmp_path, per_image=3, steps=2)
     said = one_line(augment.main, argv, capsys, code=130)
     assert f"stopped: 6 of 12 pictures are in {tmp_path}" in said
     rows = json.loads((tmp_path / "augment.json").read_text())["pictures"]
-    assert {row["file"] for row in rows} == {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
-    assert len(rows) == 6 and all({"like it", "like another class", "like a training picture"} < row.keys()
-                                  for row in rows)
+    assert {row["file"] for row in rows} == {
+        str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")
+    }
+    assert len(rows) == 6 and all(
+        {"like it", "like another class", "like a training picture"} < row.keys() for row in rows
+    )
 
 
-def test_a_signal_while_files_are_written_waits_for_them(run_folder, labelled, tmp_path, capsys, monkeypatch):
+def test_a_signal_while_files_are_written_waits_for_them(
+    run_folder, labelled, tmp_path, capsys, monkeypatch
+):
     def interrupted(x, first, *rest):
         signal.raise_signal(signal.SIGTERM)
         return save_part(x, first, *rest)
 
     monkeypatch.setattr(augment, "PART", 2)
     monkeypatch.setattr(augment, "save_part", interrupted)
-    argv = ["--run", run_folder, "--data", labelled, "--out", tmp_path, "--per-image", "1", "--steps", "2"]
+    argv = flags(run=run_folder, data=labelled, out=tmp_path, per_image=1, steps=2)
     assert "stopped: 2 of 4 pictures" in one_line(augment.main, argv, capsys, code=130)
 
 
@@ -111,29 +130,39 @@ def test_a_kind_is_read_from_a_caption():
 
 
 def test_views_differ_and_stay_in_range():
-    x = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(
+        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     for change in (WEAK, STRONG):
         torch.manual_seed(0)
         one, two = views(change, x), views(change, x)
-        assert one.shape == x.shape and -1 <= one.min() and one.max() <= 1 and not torch.equal(one, two)
+        assert (
+            one.shape == x.shape
+            and one.min() >= -1
+            and one.max() <= 1
+            and not torch.equal(one, two)
+        )
 
 
 def test_the_learner_learns_stripes_and_repeats():
-    """Two, four or eight stripes, lying or standing, of any colours: easy, and unlabelled ones do no harm."""
+    """Two, four or eight stripes, lying or standing, of any colours: easy, and unlabelled ones do
+    no harm."""
     g, rows = torch.Generator().manual_seed(0), torch.arange(64)
 
     def make(y):
         colours = torch.randint(0, 256, (len(y), 2, 3), generator=g)
         colours[:, 1] = (colours[:, 0] + 128) % 256
-        which = rows * (4 << y % 3)[:, None] // 64 % 2                                        # N 64
-        which = torch.where((y < 3)[:, None, None], which[:, None], which[:, :, None]).expand(-1, 64, 64)
+        which = rows * (4 << y % 3)[:, None] // 64 % 2  # N 64
+        which = torch.where((y < 3)[:, None, None], which[:, None], which[:, :, None]).expand(
+            -1, 64, 64
+        )
         return colours[torch.arange(len(y))[:, None, None], which].movedim(-1, 1).to(torch.uint8)
 
     y, truth = torch.arange(6).repeat(4), torch.arange(6).repeat(10)
     x, more, test = make(y), make(y), make(truth)
     models = [fixmatch(x, y, test, (more, y), seed=0, steps=12, batch=16) for _ in range(2)]
     weights = [list(model.state_dict().values()) for model in models]
-    assert all(torch.equal(a, b) for a, b in zip(*weights))
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     learned = fixmatch(x, y, None, None, seed=0, steps=60, batch=16)
     assert semi_supervised.share(semi_supervised.judged(learned, test)[1], truth) > 0.6
 
@@ -143,8 +172,16 @@ def test_every_way_is_compared(run, tmp_path):
         flowers.write(tmp_path / name, n, seed=70 + i)
     rows = compare(run, tmp_path, [1, 2], seeds=2, per_image=2, mask_rate=0.3, steps=2)
     assert [(row["labels a kind"], row["learned from"]) for row in rows] == [
-        (count, name) for count in (1, 2) for name in ("labelled only", "+ generated", "+ unlabelled",
-                                                       "+ unlabelled + generated", "CLIP, zero-shot",
-                                                       "CLIP, linear probe")]
+        (count, name)
+        for count in (1, 2)
+        for name in (
+            "labelled only",
+            "+ generated",
+            "+ unlabelled",
+            "+ unlabelled + generated",
+            "CLIP, zero-shot",
+            "CLIP, linear probe",
+        )
+    ]
     assert all(0 <= row["accuracy"] <= 1 and row["seeds"] == 2 for row in rows)
     assert rows[4]["accuracy"] > 0.5  # CLIP has read captions of flowers

@@ -1,4 +1,5 @@
-"""Small changes of the package that no other test noticed, one test for each: found by making them."""
+"""Small changes of the package that no other test noticed, a test for each, found by them."""
+
 import json
 import shutil
 import signal
@@ -8,28 +9,29 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import flags
+from parity import randomise
 from PIL import Image
 from torch.testing import assert_close
 from torchvision.transforms.functional import pil_to_tensor
 
 from tinyanl import augment, dataset, evaluate, flowers, loss
-from tinyanl.experiments import semi_supervised
 from tinyanl.data import open_rgb, scan, to_square
-from tinyanl.encode import embed_texts, encode
-from tinyanl.experiments.judge import Judge, class_of, pictures
 from tinyanl.dataset import curve_batch, training_batch
+from tinyanl.encode import embed_texts, encode
+from tinyanl.experiments import semi_supervised
+from tinyanl.experiments.judge import Judge, class_of, pictures
 from tinyanl.loss import denoising_loss
 from tinyanl.masking import guided, mask_condition
 from tinyanl.metrics import psnr
 from tinyanl.models import EMBEDDED, Run, load_base, load_run, split
 from tinyanl.runs import noting_signals
-from tinyanl.sample import filmstrip, main as sample_main, sample, to_uint8
+from tinyanl.sample import filmstrip, sample, to_uint8
+from tinyanl.sample import main as sample_main
 from tinyanl.schedule import ddim, ldm_alpha_bar
 from tinyanl.train import train
 from tinyanl.tune import tunable
 from tinyanl.unet import UNet
-
-from parity import randomise
 
 train_module = sys.modules["tinyanl.train"]
 
@@ -52,7 +54,7 @@ def run_folder(data, tmp_path_factory):
     return train(data, steps=2, batch=4, sample_every=9, seed=3, out=out, device="cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run(run_folder):
     return load_run(run_folder, device="cpu")
 
@@ -67,8 +69,10 @@ def fresh_run(base):
 
 
 def test_a_picture_meets_its_own_condition_any_time_and_normal_noise():
-    n, ids = torch.arange(20.).view(10, 2), torch.tensor([1, 2, 4, 7, 9])
-    latents, cond = n[..., None, None, None].expand(-1, -1, 3, 4, 4), 1 + n[..., None].expand(-1, -1, 64)
+    n = torch.arange(20.0).view(10, 2)
+    ids = torch.tensor([1, 2, 4, 7, 9])
+    latents = n[..., None, None, None].expand(-1, -1, 3, 4, 4)
+    cond = 1 + n[..., None].expand(-1, -1, 64)
     z0, c, t, eps, _ = training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=7)
     kept = c.any(1)
     assert torch.equal(c[kept], 1 + z0[kept][:, 0, 0, :1].expand(-1, 64))
@@ -93,7 +97,8 @@ def test_the_loss_by_hand(base):
 
 
 def test_a_sample_is_the_end_of_ddim_on_a_masked_guided_condition(run):
-    g, cond = torch.Generator().manual_seed(5), torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    cond = torch.randn(2, 128, generator=torch.Generator().manual_seed(1))
+    g = torch.Generator().manual_seed(5)
     z = torch.randn(2, *run.base.latent_shape, generator=g)
     model = guided(run.bind, mask_condition(cond, 0.3, g), torch.zeros(1, 128), 2.0)
     *_, (_, z, _) = ddim(model, z, ldm_alpha_bar(), 4, 0.5, g)
@@ -102,16 +107,23 @@ def test_a_sample_is_the_end_of_ddim_on_a_masked_guided_condition(run):
 
 
 @pytest.mark.parametrize("what", ["like", "text", None])
-def test_the_sample_command_draws_what_it_was_asked_for(run, run_folder, data, paths, tmp_path, what):
+def test_the_sample_command_draws_what_it_was_asked_for(
+    run, run_folder, data, paths, tmp_path, what
+):
     texts = ["a red rose", "a blue daisy"]
-    words = {"like": ["--like", str(data)], "text": ["--text", *texts], None: []}[what]
-    cond = {"like": lambda: (encode(run.base, paths[:3])[1][:, 0] - run.mu) / run.sigma,
-            "text": lambda: (embed_texts(run.base, texts) - run.mu_text) / run.sigma,
-            None: lambda: torch.zeros(1, 128)}[what]()
-    sample_main(["--run", str(run_folder), *words, "--n", "3", "--steps", "2", "--mask-rate", "0.3", "--guidance", "2",
-                 "--seed", "5", "--device", "cpu", "--out", str(tmp_path)])
-    drawn = torch.stack([pil_to_tensor(Image.open(tmp_path / f"{i:04d}.png")) for i in range(3)])
-    assert torch.equal(drawn, to_uint8(sample(run, cond[torch.arange(3) % len(cond)], 0.3, 2.0, 2, 5)))
+    words = []
+    cond = torch.zeros(1, 128)
+    if what == "like":
+        words = ["--like", str(data)]
+        cond = (encode(run.base, paths[:3])[1][:, 0] - run.mu) / run.sigma
+    if what == "text":
+        words = ["--text", *texts]
+        cond = (embed_texts(run.base, texts) - run.mu_text) / run.sigma
+    asked = flags(run=run_folder, n=3, steps=2, mask_rate=0.3, guidance=2, seed=5, device="cpu")
+    sample_main([*asked, *words, "--out", str(tmp_path)])
+    drawn = [pil_to_tensor(Image.open(tmp_path / f"{i:04d}.png")) for i in range(3)]
+    expected = sample(run, cond[torch.arange(3) % len(cond)], 0.3, 2.0, 2, 5)
+    assert torch.equal(torch.stack(drawn), to_uint8(expected))
 
 
 def test_no_class_is_the_last_row_of_the_table(base):
@@ -128,8 +140,9 @@ def test_embeddings_are_those_of_the_picture_and_its_mirror_image(base, paths):
 def test_the_log_has_the_errors_on_the_pictures_it_names(run, run_folder, paths):
     latents, embeddings = encode(run.base, paths)
     row = json.loads((run_folder / "log.jsonl").read_text().splitlines()[-1])
-    for name, ids in zip(("training", "held_out"), split(range(12), 3)):
-        found = denoising_loss(run, *curve_batch(latents, run.condition(embeddings), ids)[:4]).item()
+    for name, ids in zip(("training", "held_out"), split(range(12), 3), strict=True):
+        batch = curve_batch(latents, run.condition(embeddings), ids)
+        found = denoising_loss(run, *batch[:4]).item()
         assert row[name] == pytest.approx(found, rel=1e-4)
 
 
@@ -145,15 +158,19 @@ def test_the_first_step_of_adam_and_of_the_average_in_closed_form(data, tmp_path
 def test_an_uncentred_run_has_no_centre(data, tmp_path):
     out = train(data, steps=1, batch=4, uncentred=True, out=tmp_path / "run", device="cpu")
     kept = torch.load(out / "adapter.pt", weights_only=True)
-    assert not kept["mu"].any() and not kept["mu_text"].any() and kept["sigma"] == pytest.approx(128**-0.5)
+    assert not kept["mu"].any() and not kept["mu_text"].any()
+    assert kept["sigma"] == pytest.approx(128**-0.5)
 
 
 @pytest.mark.parametrize("change", [dict(batch=5), dict(lr=1e-3), dict(train_mask=0.2)])
 def test_what_a_resumed_run_may_change_does_change(data, copy, change, monkeypatch):
     asked, batches, new = [], training_batch, dict(batch=4, lr=2e-3, train_mask=0.0) | change
-    monkeypatch.setattr(dataset, "training_batch", lambda *args: asked.append(args[3:5]) or batches(*args))
+    monkeypatch.setattr(
+        dataset, "training_batch", lambda *args: asked.append(args[3:5]) or batches(*args)
+    )
     train(data, steps=4, out=copy, resume=True, seed=3, device="cpu", sample_every=9, **new)
-    assert asked == [(new["batch"], new["train_mask"])] * 3  # steps 2 and 3, and one that is drawn ahead
+    # steps 2 and 3, and one that is drawn ahead
+    assert asked == [(new["batch"], new["train_mask"])] * 3
     optimizer = torch.load(copy / "state.pt", weights_only=True)["optimizer"]
     assert optimizer["param_groups"][0]["lr"] == new["lr"]
 
@@ -177,13 +194,16 @@ def test_accumulate_and_checkpoint_reach_the_loss_and_the_unet(data, tmp_path, m
     sizes, loss_of = [], denoising_loss
     monkeypatch.setattr(base.unet, "checkpointing", False)
     monkeypatch.setattr(train_module, "load_base", lambda *args: base)
-    monkeypatch.setattr(loss, "denoising_loss", lambda run, *own: sizes.append(len(own[0])) or loss_of(run, *own))
+    monkeypatch.setattr(
+        loss, "denoising_loss", lambda run, *own: sizes.append(len(own[0])) or loss_of(run, *own)
+    )
     train(data, steps=2, batch=8, out=tmp_path / "run", device="cpu", accumulate=4, checkpoint=True)
     assert base.unet.checkpointing and sizes == [2] * 8
 
 
 def test_the_embedded_weights_are_as_good_as_their_readme_says(base, paths):
-    """28.4 dB and 0.122 on these flowers; with group norms of 32 groups, whatever the width, 13.2 dB and 0.350."""
+    """28.4 dB and 0.122 on these flowers; with group norms of 32 groups, whatever the width, 13.2
+    dB and 0.350."""
     x = torch.stack([to_square(open_rgb(path), 64) for path in paths])
     with torch.no_grad():
         z = base.autoencoder.encode(x)
@@ -199,7 +219,8 @@ def test_diversity_within_a_condition_and_across_are_told_apart(base, paths):
     two = observers.observe(x[:2].repeat_interleave(16, 0))
     row = evaluate.measure(two, observers.observe(x), two["clip"])
     apart = 1 - F.cosine_similarity(two["clip"][0], two["clip"][16], dim=0).item()
-    assert row["within"] == pytest.approx(0, abs=1e-5) and row["across"] == pytest.approx(apart, abs=1e-5)
+    assert row["within"] == pytest.approx(0, abs=1e-5)
+    assert row["across"] == pytest.approx(apart, abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*samples of (128|64|3) features")
@@ -219,12 +240,15 @@ def test_an_ideal_painter_is_right_before_an_ideal_judge(run, data, paths, monke
         return view[:, :, 0, 0], F.one_hot(truth[i], 43)
 
     monkeypatch.setattr(evaluate, "sample", ideal)
-    rows = evaluate.evaluate(run, x.repeat(3, 1, 1, 1)[:32], evaluate.Plan((0.0, 0.5), 32), judge=judge)
+    plan = evaluate.Plan((0.0, 0.5), 32)
+    rows = evaluate.evaluate(run, x.repeat(3, 1, 1, 1)[:32], plan, judge=judge)
     train_ids, held_ids = (set(ids.tolist()) for ids in split(range(12), 3))
     assert [rate for _, rate in asked] == [0, 0.5] * 2
-    assert all(ids <= own for (ids, _), own in zip(asked, (train_ids, train_ids, held_ids, held_ids)))
-    assert [row["right kind and colour"] for row in rows] == [1] * 4
-    assert [row["right kind"] for row in rows] == [row["right colour"] for row in rows] == [1] * 4
+    sets = (train_ids, train_ids, held_ids, held_ids)
+    assert all(ids <= own for (ids, _), own in zip(asked, sets, strict=True))
+    for row in rows:
+        assert row["right kind and colour"] == row["right kind"] == row["right colour"] == 1
+    assert len(rows) == 4
 
 
 def test_variations_have_their_mask_and_seed(run, paths):
@@ -233,31 +257,46 @@ def test_variations_have_their_mask_and_seed(run, paths):
     assert torch.equal(x.flatten(0, 1), to_uint8(expected))
 
 
-def test_variations_are_compared_with_other_classes_and_with_training_pictures(run, run_folder, paths, tmp_path):
+def test_variations_are_compared_with_other_classes_and_with_training_pictures(
+    run, run_folder, paths, tmp_path
+):
     for i in range(4):
         (tmp_path / "given" / "ab"[i % 2]).mkdir(exist_ok=True, parents=True)
         flowers.draw(i)[0].save(tmp_path / "given" / "ab"[i % 2] / f"flower {i}.png")
-    argv = ["--run", run_folder, "--data", tmp_path / "given", "--out", tmp_path / "more"]
-    argv += ["--per-image", 3, "--steps", 2]
-    augment.main([str(word) for word in argv])
-    rows = json.loads((tmp_path / "more/augment.json").read_text())["pictures"]
-    look = lambda files: run.base.clip.embed(torch.stack([to_square(open_rgb(file), 64) for file in files]))
-    ours, given = look([tmp_path / "more" / row["file"] for row in rows]), look([row["of"] for row in rows])
+    given, more = tmp_path / "given", tmp_path / "more"
+    augment.main(flags(run=run_folder, data=given, out=more, per_image=3, steps=2))
+    rows = json.loads((more / "augment.json").read_text())["pictures"]
+
+    def embed(files):
+        return run.base.clip.embed(torch.stack([to_square(open_rgb(file), 64) for file in files]))
+
+    ours, sources = embed([more / row["file"] for row in rows]), embed([row["of"] for row in rows])
     letter = torch.tensor([ord(row["file"][0]) for row in rows])
-    other = (ours @ given.T).masked_fill(letter[:, None] == letter, -2).amax(1)
-    assert [row["like another class"] for row in rows] == pytest.approx(other.tolist(), abs=5e-3)
+    other = (ours @ sources.T).masked_fill(letter[:, None] == letter, -2).amax(1)
+    found = [row["like another class"] for row in rows]
+    assert found == pytest.approx(other.tolist(), abs=5e-3)
     x = torch.stack([to_square(open_rgb(path), 64) for path in paths])[split(range(12), 3)[0]]
     copied = (ours @ run.base.clip.embed(torch.cat([x, x.flip(-1)])).T).amax(1)
-    assert [row["like a training picture"] for row in rows] == pytest.approx(copied.tolist(), abs=5e-3)
+    found = [row["like a training picture"] for row in rows]
+    assert found == pytest.approx(copied.tolist(), abs=5e-3)
 
 
 @pytest.mark.parametrize("confidence, counted", [(1.1, 0), (0.0, 32)])
-def test_confident_guesses_alone_count_and_classes_stay_with_their_pictures(confidence, counted, monkeypatch):
+def test_confident_guesses_alone_count_and_classes_stay_with_their_pictures(
+    confidence, counted, monkeypatch
+):
     shown, seen, look, true = [], [], semi_supervised.views, F.cross_entropy
     monkeypatch.setattr(semi_supervised, "CONFIDENCE", confidence)
-    monkeypatch.setattr(semi_supervised, "views", lambda change, x: shown.append(x) or look(change, x))
-    monkeypatch.setattr(F, "cross_entropy", lambda logits, target, **how:
-                        logits.retain_grad() or seen.append((logits, target)) or true(logits, target, **how))
+    monkeypatch.setattr(
+        semi_supervised, "views", lambda change, x: shown.append(x) or look(change, x)
+    )
+    monkeypatch.setattr(
+        F,
+        "cross_entropy",
+        lambda logits, target, **how: (
+            logits.retain_grad() or seen.append((logits, target)) or true(logits, target, **how)
+        ),
+    )
     y = torch.arange(6)
     x = (40 * y).byte().view(6, 1, 1, 1).expand(6, 3, 64, 64)
     semi_supervised.fixmatch(x, y, x, (x, y), seed=0, steps=1, batch=16)
@@ -269,18 +308,29 @@ def test_confident_guesses_alone_count_and_classes_stay_with_their_pictures(conf
 def test_generated_pictures_have_the_class_of_their_source(tmp_path, monkeypatch):
     for i, name in enumerate(("labelled", "unlabelled", "test")):
         flowers.write(tmp_path / name, 6 if i else 24, seed=70 + i)
-    seen, copies = [], lambda run, paths, n, *rest: (pictures(paths, 64)[:, None].repeat(1, n, 1, 1, 1), None)
+    seen = []
+
+    def copies(run, paths, n, *rest):
+        return pictures(paths, 64)[:, None].repeat(1, n, 1, 1, 1), None
+
     monkeypatch.setattr(semi_supervised, "augment", copies)
-    monkeypatch.setattr(semi_supervised, "fixmatch", lambda *args, **how: seen.append(args) or Judge(6).eval())
+    monkeypatch.setattr(
+        semi_supervised, "fixmatch", lambda *args, **how: seen.append(args) or Judge(6).eval()
+    )
     monkeypatch.setattr(semi_supervised, "clip_rows", lambda *args: {})
     semi_supervised.compare(SimpleNamespace(base=None), tmp_path, [2], seeds=1, per_image=3)
     x, y, _, (more, classes), *_ = seen[-1]
-    assert torch.equal(more, x.repeat_interleave(3, 0)) and torch.equal(classes, y.repeat_interleave(3))
+    assert torch.equal(more, x.repeat_interleave(3, 0))
+    assert torch.equal(classes, y.repeat_interleave(3))
 
 
 def test_a_base_without_classes_has_heads_of_32_channels(tmp_path):
-    unet = randomise(UNet(channels=64, mult=(1, 2), attention=(False, True), context_dim=None, head_channels=32))
-    state = {"model.diffusion_model." + k: v for k, v in unet.state_dict().items()} | {"image_size": torch.tensor(64)}
+    unet = randomise(
+        UNet(channels=64, mult=(1, 2), attention=(False, True), context_dim=None, head_channels=32)
+    )
+    state = {"model.diffusion_model." + k: v for k, v in unet.state_dict().items()} | {
+        "image_size": torch.tensor(64)
+    }
     own = torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]
     state |= {k: v for k, v in own.items() if k.startswith("first_stage_model.")}
     torch.save({"state_dict": state}, tmp_path / "ldm.ckpt")
@@ -288,7 +338,8 @@ def test_a_base_without_classes_has_heads_of_32_channels(tmp_path):
         shutil.copy(EMBEDDED / name, tmp_path)
     base, z, t = load_base(tmp_path, "cpu"), torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
     with torch.no_grad():
-        assert base.null is None and torch.equal(fresh_run(base).bind(torch.randn(2, 128))(z, t), unet(z, t))
+        assert base.null is None
+        assert torch.equal(fresh_run(base).bind(torch.randn(2, 128))(z, t), unet(z, t))
 
 
 def changed_weights(folder, file, key):
@@ -306,15 +357,22 @@ def test_a_run_finds_the_weights_it_was_trained_on(data, tmp_path):
     assert load_run(out, device="cpu").base.unet.out[2].bias.min() > 0.5
 
 
-@pytest.mark.parametrize("file, key, part", [("ldm.ckpt", "first_stage_model.decoder.conv_out.bias", "autoencoder"),
-                                             ("clip.pt", "ln_final.bias", "clip")])
+@pytest.mark.parametrize(
+    "file, key, part",
+    [
+        ("ldm.ckpt", "first_stage_model.decoder.conv_out.bias", "autoencoder"),
+        ("clip.pt", "ln_final.bias", "clip"),
+    ],
+)
 def test_every_part_of_the_base_has_a_fingerprint(run_folder, tmp_path, file, key, part):
     with pytest.raises(ValueError, match=f"trained on another {part}"):
         load_run(run_folder, weights=changed_weights(tmp_path / "weights", file, key), device="cpu")
 
 
 def test_the_filmstrip_has_a_column_for_each_label_and_a_row_for_each_picture():
-    flat = lambda *values: torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    def flat(*values):
+        return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+
     strip = filmstrip({"like": flat(10, 20, 30), "0": flat(110, 120, 130)})
     found = [[strip.getpixel((6 + 10 * i, 18 + 10 * j))[0] for i in range(2)] for j in range(3)]
     assert found == [[10, 110], [20, 120], [30, 130]]
