@@ -45,6 +45,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 FEW = 5  # a model trained on fewer pictures can only repeat them
+Skipped = list[tuple[Path, str]]  # file, reason
+Notes = list[str]  # sentences for the user
+# Functions below that are given one of these lists add to it.
 
 
 class Picture(NamedTuple):
@@ -56,7 +59,7 @@ class Picture(NamedTuple):
 class Folder(NamedTuple):
     pictures: list[Picture]  # a picture with five captions stands here five times
     classes: list[str]
-    skipped: list[tuple[Path, str]]  # file, reason
+    skipped: Skipped
     enlarged: int  # pictures whose shorter side is below the wanted size
     notes: Sequence[str] = ()  # what its user must hear besides: print a line for each
 
@@ -72,7 +75,8 @@ def scan(root: str | Path, size: int) -> Folder:
     if root.is_file():
         return scan_file(root, size)
 
-    skipped, notes = [], []  # the steps below add to both
+    skipped = []  # the steps below add to this list,
+    notes = []  # and to this one
     files = find_files(root, skipped, notes)
     found = [file for file in files if is_picture(root / file)]
     apart = find_held_out(found, notes)
@@ -133,11 +137,12 @@ def describe(folder: Folder) -> str:
     return text
 
 
-def open_all(root: Path, files: Iterable[Path], size: int, skipped: list, notes: list
+def open_all(root: Path, files: Iterable[Path], size: int, skipped: Skipped, notes: Notes
              ) -> dict[Path, bool]:
     """Decode every file once: {readable file: is it smaller than `size`}. The others are added to
     `skipped`; what open_rgb remarks is added to `notes`, once with the files that it is true of."""
-    opened, remarks = {}, defaultdict(list)
+    opened = {}
+    remarks = defaultdict(list)
     for file in tqdm(files, "reading pictures", leave=False, delay=5):
         try:
             picture = open_rgb(root / file)
@@ -168,9 +173,11 @@ ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 PICTURE_BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP", re.DOTALL)
 
 
-def find_files(root: Path, skipped: list, notes: list) -> list[Path]:
+def find_files(root: Path, skipped: Skipped, notes: Notes) -> list[Path]:
     """All files below a folder that may be data, sorted, as paths relative to it."""
-    files, runs, missing = [], [], []
+    files = []
+    runs = []
+    missing = []
     seen = {}  # real path -> where it was met
 
     def unreadable(error: OSError) -> None:
@@ -265,7 +272,7 @@ HELD_OUT = {"test", "testing", "val", "validation"}
 HELD_OUT_BESIDE_TRAIN = HELD_OUT | {"valid", "dev", "eval"}
 
 
-def find_held_out(pictures: list[Path], notes: list) -> set[Path]:
+def find_held_out(pictures: list[Path], notes: Notes) -> set[Path]:
     """The folders (and single pictures) to leave out because they are kept for tests: what lies
     beside a train/ and a test/ (or val/ ...); where there is no train/, a test/ beside others."""
     folders = {folder for file in pictures for folder in file.parents if folder.name}
@@ -301,7 +308,7 @@ def find_top(pictures: list[Path]) -> Path:
     return Path()
 
 
-def find_classes(opened: list[Path], pictures: list[Path], top: Path, notes: list) -> list[str]:
+def find_classes(opened: list[Path], pictures: list[Path], top: Path, notes: Notes) -> list[str]:
     """The names of the sub-folders of `top`, where every picture is in one of two or more."""
     stray = [file for file in opened if file.parent == top]
     names = sorted({child(file, top).name for file in opened if file.parent != top})
@@ -353,7 +360,7 @@ TABLES = {".csv", ".tsv", ".jsonl", ".parquet"}
 CAPTION_NAME = re.compile("caption|metadata|prompt|annotation", re.IGNORECASE)
 
 
-def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: list) -> tuple[
+def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: Notes) -> tuple[
         list[tuple[Path, str | None]], list[tuple[Path, str]], list[Path]]:
     """Rows of (picture, caption or None), one for each caption that a picture has; what a metadata
     file leaves out, with that as the reason; and the files that captions were read from."""
@@ -365,7 +372,8 @@ def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: li
         rows += [(table.parent / line["file"], line["text"]) for line in lines]
     named = {file for file, _ in rows}
     by_folder = {table.parent: table for table in tables}
-    unnamed, rest = [], []
+    unnamed = []
+    rest = []
     for file in pictures:
         table = find_above(file, by_folder)
         if table is None:
@@ -379,7 +387,7 @@ def find_captions(root: Path, files: list[Path], pictures: list[Path], notes: li
     return rows, unnamed, [*tables, *texts]
 
 
-def find_tables(root: Path, files: list[Path], notes: list) -> list[Path]:
+def find_tables(root: Path, files: list[Path], notes: Notes) -> list[Path]:
     """The metadata files that count: below one that is read, no other is."""
     found = [file for file in files if file.name.lower() in METADATA]
     found.sort(key=lambda file: (len(file.parts), METADATA.index(file.name.lower()), file))
@@ -406,13 +414,16 @@ def read_metadata(root: Path) -> list[dict]:
     """The lines of metadata.jsonl (or else metadata.csv) in a folder, with "file" (below that
     folder), "text" (which may be None) and whatever else they hold. A line with a list of texts
     gives a line for each. OSError: there is none. ValueError names the file and the line."""
-    jsonl, table = (root / name for name in METADATA)
-    return read_table(table if table.exists() and not jsonl.exists() else jsonl)
+    for name in METADATA:
+        if (root / name).exists():
+            return read_table(root / name)
+    return read_table(root / METADATA[0])  # which says that it is not there
 
 
 def read_table(path: Path) -> list[dict]:
     """The lines of one metadata file, as `read_metadata` says."""
-    rows, spellings = [], None
+    rows = []
+    spellings = None  # found when the first name needs them
     lines = read_csv(path) if path.suffix.lower() == ".csv" else read_jsonl(path)
     for where, line in lines:
         file = line.get(find_key(line, FILE_KEYS))
@@ -452,7 +463,8 @@ def read_jsonl(path: Path) -> list[tuple[str, dict]]:
 
 def read_csv(path: Path) -> list[tuple[str, dict]]:
     """(file:line, {column: value}) of every line below the first, which names the columns."""
-    lines, reader = [], open_csv(path)
+    lines = []
+    reader = open_csv(path)
     try:
         for line in reader:
             where = f"{path}:{reader.line_num}"
@@ -499,9 +511,10 @@ def find_beside(files: list[Path], pictures: list[Path]) -> dict[Path, Path]:
     return beside
 
 
-def read_beside(root: Path, files: set[Path], notes: list) -> tuple[dict[Path, str], list[Path]]:
+def read_beside(root: Path, files: set[Path], notes: Notes) -> tuple[dict[Path, str], list[Path]]:
     """The texts of caption files, and those of which `notes` say that there is none in them."""
-    texts, remarks = {}, defaultdict(list)
+    texts = {}
+    remarks = defaultdict(list)
     for file in sorted(files):
         text, remark = read_caption(root / file)
         if text:
@@ -530,7 +543,7 @@ def read_caption(path: Path) -> tuple[str | None, str | None]:
     return lines[0], None
 
 
-def tell_keys(table: Path, lines: list[dict], notes: list) -> None:
+def tell_keys(table: Path, lines: list[dict], notes: Notes) -> None:
     """Say what of a metadata file is not read as a caption."""
     keys = dict.fromkeys(key for line in lines for key in line if key not in ("file", "text"))
     if lines and all(line["text"] is None for line in lines):
@@ -542,7 +555,7 @@ def tell_keys(table: Path, lines: list[dict], notes: list) -> None:
             notes.append(f"{table.as_posix()}: {key!r} is not read where another key has the text")
 
 
-def tell_unread(files: set[Path], pictures: list[Path], tables: list[Path], notes: list) -> None:
+def tell_unread(files: set[Path], pictures: list[Path], tables: list[Path], notes: Notes) -> None:
     """Name what looks like captions and was not read as such."""
     stems = {file.with_suffix("") for file in pictures}
     looks = []
@@ -640,7 +653,7 @@ def open_rgb(path: str | Path, keep_alpha: bool = False) -> Image.Image:
     return picture
 
 
-def turn_upright(file: Image.Image, remarks: list) -> Image.Image:
+def turn_upright(file: Image.Image, remarks: Notes) -> Image.Image:
     """The decoded picture, turned as its EXIF says that the camera was held."""
     file.load()
     try:
@@ -654,7 +667,7 @@ def turn_upright(file: Image.Image, remarks: list) -> Image.Image:
     return picture
 
 
-def cut_strip(picture: Image.Image, remarks: list) -> Image.Image:
+def cut_strip(picture: Image.Image, remarks: Notes) -> Image.Image:
     """The middle of a very long picture: resized whole, it could fill the memory."""
     longest = 16 * min(picture.size)
     if max(picture.size) <= longest:
@@ -663,7 +676,7 @@ def cut_strip(picture: Image.Image, remarks: list) -> Image.Image:
     return TF.center_crop(picture, [min(n, longest) for n in reversed(picture.size)])
 
 
-def to_8_bits(picture: Image.Image, file: Image.Image, deep: bool, remarks: list) -> Image.Image:
+def to_8_bits(picture: Image.Image, file: Image.Image, deep: bool, remarks: Notes) -> Image.Image:
     """16-bit grey by 65535 / 257 = 255, where convert() clips most to white; others as they are.
     ValueError: numbers of which nobody knows what is white."""
     if picture.mode == "F":
@@ -690,14 +703,14 @@ def to_8_bits(picture: Image.Image, file: Image.Image, deep: bool, remarks: list
     return grey
 
 
-def remark_bits(bits: int, remarks: list) -> None:
+def remark_bits(bits: int, remarks: Notes) -> None:
     """Cameras store 10 or 12 bits unchanged in 16: their white, 4095, comes out as black."""
     if 0 < bits <= 14:
         remarks.append(f"dark, as only {bits} of 16 bits are used: if that is not meant, multiply "
                        f"the values by {2 ** (16 - bits)}")
 
 
-def split_alpha(picture: Image.Image, file: Image.Image, remarks: list
+def split_alpha(picture: Image.Image, file: Image.Image, remarks: Notes
                 ) -> tuple[Image.Image, Image.Image | None]:
     """Colours, and how opaque they are (L), if the picture says so."""
     if "transparency" in picture.info:  # a colour, or a table beside the palette
@@ -727,7 +740,7 @@ def names_alpha(file: Image.Image) -> bool:
     return True
 
 
-def to_srgb(picture: Image.Image, file: Image.Image, remarks: list) -> Image.Image:
+def to_srgb(picture: Image.Image, file: Image.Image, remarks: Notes) -> Image.Image:
     """To RGB, by the colour profile of the file if there is one."""
     if picture.mode == "1":
         picture = picture.convert("L")
@@ -750,7 +763,7 @@ def to_srgb(picture: Image.Image, file: Image.Image, remarks: list) -> Image.Ima
     return transform.apply(picture) if transform else picture.convert("RGB")
 
 
-def remark_space(file: Image.Image, remarks: list) -> None:
+def remark_space(file: Image.Image, remarks: Notes) -> None:
     """What says that the colours of a file without a profile are not sRGB's."""
     gamma = file.info.get("gamma", 1 / 2.2)
     if "icc_profile" in file.info:  # Pillow found one, but could not read it
