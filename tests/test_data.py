@@ -20,7 +20,9 @@ UNREADABLE = {"empty.png": b"", "text.png": b"not a picture",
               "html.jpg": b"<html>quota exceeded</html>"}
 
 
-def save(path: Path, size=(8, 8), color="red", **options) -> Path:
+def save(path: Path, size=(8, 8), color=None, **options) -> Path:
+    """A picture of one colour, which its path decides: no two are alike."""
+    color = color or tuple(hashlib.sha256(str(path).encode()).digest()[:3])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, color).save(path, **options)
     return path
@@ -644,7 +646,7 @@ def test_pictures_under_other_extensions_and_under_none_are_read(tmp_path):
              "j.tga": encoded("tga"), "k.ico": encoded("ico"), "l.dib": encoded("dib"),
              "m.gif_": encoded("gif"), "n.webp?w=64": encoded("webp"), "o.j2k": encoded("jpeg2000")}
     for name, content in names.items():
-        (tmp_path / name).write_bytes(content)
+        (tmp_path / name).write_bytes(content + name.encode())  # no two are alike
     folder = scan(tmp_path, 8)
     assert found(folder, tmp_path) == sorted(names) and not folder.notes and not folder.skipped
 
@@ -844,6 +846,25 @@ def test_a_stray_picture_that_removes_all_classes_is_named(tmp_path):
     assert folder.classes == [] and len(folder.pictures) == 7
     assert folder.notes[0].startswith(
         "no classes: cover.jpg is not in one of the folders cat/, dog/ ")
+
+
+def test_a_folder_of_pictures_beside_one_of_masks_is_no_class(tmp_path):
+    put(tmp_path, *in_each(["Images", "masks"]))
+    folder = scan(tmp_path, 8)
+    assert folder.classes == ["Images", "masks"]
+    assert folder.notes == ["the folders Images/, masks/ are taken for classes: if only Images/ "
+                            "holds what to train on, name that folder"]
+
+
+def test_copies_are_named_as_they_can_be_trained_on_and_held_out(tmp_path):
+    put(tmp_path, *ROSES)
+    for name in ("0 (1).png", "sub/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
+    folder = scan(tmp_path, 8)
+    assert len(folder.pictures) == 7
+    assert folder.notes == ["0.png, sub/0.png: a copy of another picture, it seems, so one may be "
+                            "trained on and the other held out"]
 
 
 def test_a_folder_around_the_classes_and_a_class_without_a_picture_are_named(tmp_path):

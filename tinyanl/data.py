@@ -44,6 +44,7 @@ from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+COPY = "a copy of another picture, it seems, so one may be trained on and the other held out"
 FEW = 5  # a model trained on fewer pictures can only repeat them
 Skipped = list[tuple[Path, str]]  # file, reason
 Notes = list[str]  # sentences for the user
@@ -142,6 +143,7 @@ def open_all(root: Path, files: Iterable[Path], size: int, skipped: Skipped, not
     """Decode every file once: {readable file: is it smaller than `size`}. The others are added to
     `skipped`; what open_rgb remarks is added to `notes`, once with the files that it is true of."""
     opened = {}
+    identities = set()
     remarks = defaultdict(list)
     for file in tqdm(files, "reading pictures", leave=False, delay=5):
         try:
@@ -150,6 +152,10 @@ def open_all(root: Path, files: Iterable[Path], size: int, skipped: Skipped, not
             skipped.append((root / file, str(error).removeprefix(f"{root / file}: ")))
             continue
         opened[file] = min(picture.size) < size
+        identity = file_identity(root / file)
+        if identity in identities:
+            remarks[COPY].append(file)
+        identities.add(identity)
         for remark in picture.info["notes"]:
             remarks[remark].append(file)
     notes += [f"{some(remarks[remark])}: {remark}" for remark in remarks]
@@ -270,6 +276,8 @@ def remedy(files: list[Path]) -> str:
 TRAIN = {"train", "training"}
 HELD_OUT = {"test", "testing", "val", "validation"}
 HELD_OUT_BESIDE_TRAIN = HELD_OUT | {"valid", "dev", "eval"}
+# No name of a class: what lies beside it may be masks.
+PICTURES_FOLDER = {"image", "images", "img", "imgs", "jpegimages", "pictures", "photos"}
 
 
 def find_held_out(pictures: list[Path], notes: Notes) -> set[Path]:
@@ -322,6 +330,10 @@ def find_classes(opened: list[Path], pictures: list[Path], top: Path, notes: Not
     if len(names) >= 2 and all(name.lower() in HELD_OUT_BESIDE_TRAIN | TRAIN for name in names):
         notes.append(f"no classes: {folders} are parts of a data set, and all are used")
         return []
+    pictures_folder = [name for name in names if name.lower() in PICTURES_FOLDER]
+    if len(names) >= 2 and pictures_folder:
+        notes.append(f"the folders {folders} are taken for classes: if only {pictures_folder[0]}/ "
+                     "holds what to train on, name that folder")
     if len(names) >= 2 and empty:
         notes.append(f"no class, as no picture of it can be used: {some(sorted(empty), '/')}")
     if len(names) == 1 and not stray:
