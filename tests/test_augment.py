@@ -1,4 +1,4 @@
-"""Variations of labelled pictures, and the small learner that they are compared with."""
+"""Variations of labelled pictures."""
 
 import json
 import signal
@@ -10,16 +10,6 @@ from commands import flags, one_line
 from tinyanl import augment, flowers, train
 from tinyanl.augment import save_part, variations
 from tinyanl.data import open_rgb, scan, to_square
-from tinyanl.experiments import semi_supervised
-from tinyanl.experiments.semi_supervised import (
-    KIND,
-    STRONG,
-    WEAK,
-    compare,
-    fixmatch,
-    kind_of,
-    views,
-)
 from tinyanl.models import load_run
 from tinyanl.sample import sample, to_uint8
 
@@ -123,65 +113,3 @@ def test_a_variation_is_a_masked_sample_of_its_picture(run, labelled):
 
     expected = to_uint8(sample(run, run.condition(embeddings).repeat_interleave(2, 0), steps=2))
     assert torch.equal(x.flatten(0, 1), expected)
-
-
-def test_a_kind_is_read_from_a_caption():
-    assert [KIND[kind_of(f"a red {kind} in a meadow")] for kind in KIND] == KIND
-
-
-def test_views_differ_and_stay_in_range():
-    x = torch.randint(
-        0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    for change in (WEAK, STRONG):
-        torch.manual_seed(0)
-        one, two = views(change, x), views(change, x)
-        assert (
-            one.shape == x.shape
-            and one.min() >= -1
-            and one.max() <= 1
-            and not torch.equal(one, two)
-        )
-
-
-def test_the_learner_learns_stripes_and_repeats():
-    """Two, four or eight stripes, lying or standing, of any colours: easy, and unlabelled ones do
-    no harm."""
-    g, rows = torch.Generator().manual_seed(0), torch.arange(64)
-
-    def make(y):
-        colours = torch.randint(0, 256, (len(y), 2, 3), generator=g)
-        colours[:, 1] = (colours[:, 0] + 128) % 256
-        which = rows * (4 << y % 3)[:, None] // 64 % 2  # N 64
-        which = torch.where((y < 3)[:, None, None], which[:, None], which[:, :, None]).expand(
-            -1, 64, 64
-        )
-        return colours[torch.arange(len(y))[:, None, None], which].movedim(-1, 1).to(torch.uint8)
-
-    y, truth = torch.arange(6).repeat(4), torch.arange(6).repeat(10)
-    x, more, test = make(y), make(y), make(truth)
-    models = [fixmatch(x, y, test, (more, y), seed=0, steps=12, batch=16) for _ in range(2)]
-    weights = [list(model.state_dict().values()) for model in models]
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-    learned = fixmatch(x, y, None, None, seed=0, steps=60, batch=16)
-    assert semi_supervised.share(semi_supervised.judged(learned, test)[1], truth) > 0.6
-
-
-def test_every_way_is_compared(run, tmp_path):
-    for i, (name, n) in enumerate((("labelled", 24), ("unlabelled", 12), ("test", 12))):
-        flowers.write(tmp_path / name, n, seed=70 + i)
-    rows = compare(run, tmp_path, [1, 2], seeds=2, per_image=2, mask_rate=0.3, steps=2)
-    assert [(row["labels a kind"], row["learned from"]) for row in rows] == [
-        (count, name)
-        for count in (1, 2)
-        for name in (
-            "labelled only",
-            "+ generated",
-            "+ unlabelled",
-            "+ unlabelled + generated",
-            "CLIP, zero-shot",
-            "CLIP, linear probe",
-        )
-    ]
-    assert all(0 <= row["accuracy"] <= 1 and row["seeds"] == 2 for row in rows)
-    assert rows[4]["accuracy"] > 0.5  # CLIP has read captions of flowers

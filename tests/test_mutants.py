@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +18,7 @@ from tinyanl import augment, dataset, evaluate, flowers, loss
 from tinyanl.data import open_rgb, scan, to_square
 from tinyanl.dataset import curve_batch, training_batch
 from tinyanl.encode import embed_texts, encode
-from tinyanl.experiments import semi_supervised
-from tinyanl.experiments.judge import Judge, class_of, pictures
+from tinyanl.experiments.judge import class_of, pictures
 from tinyanl.loss import denoising_loss
 from tinyanl.masking import guided, mask_condition
 from tinyanl.metrics import psnr
@@ -279,49 +277,6 @@ def test_variations_are_compared_with_other_classes_and_with_training_pictures(
     copied = (ours @ run.base.clip.embed(torch.cat([x, x.flip(-1)])).T).amax(1)
     found = [row["like a training picture"] for row in rows]
     assert found == pytest.approx(copied.tolist(), abs=5e-3)
-
-
-@pytest.mark.parametrize("confidence, counted", [(1.1, 0), (0.0, 32)])
-def test_confident_guesses_alone_count_and_classes_stay_with_their_pictures(
-    confidence, counted, monkeypatch
-):
-    shown, seen, look, true = [], [], semi_supervised.views, F.cross_entropy
-    monkeypatch.setattr(semi_supervised, "CONFIDENCE", confidence)
-    monkeypatch.setattr(
-        semi_supervised, "views", lambda change, x: shown.append(x) or look(change, x)
-    )
-    monkeypatch.setattr(
-        F,
-        "cross_entropy",
-        lambda logits, target, **how: (
-            logits.retain_grad() or seen.append((logits, target)) or true(logits, target, **how)
-        ),
-    )
-    y = torch.arange(6)
-    x = (40 * y).byte().view(6, 1, 1, 1).expand(6, 3, 64, 64)
-    semi_supervised.fixmatch(x, y, x, (x, y), seed=0, steps=1, batch=16)
-    (_, truth), (strong, _) = seen
-    assert torch.equal(shown[0][:, 0, 0, 0] // 40, truth)
-    assert (strong.grad.abs().sum(1) > 0).sum() == counted
-
-
-def test_generated_pictures_have_the_class_of_their_source(tmp_path, monkeypatch):
-    for i, name in enumerate(("labelled", "unlabelled", "test")):
-        flowers.write(tmp_path / name, 6 if i else 24, seed=70 + i)
-    seen = []
-
-    def copies(run, paths, n, *rest):
-        return pictures(paths, 64)[:, None].repeat(1, n, 1, 1, 1), None
-
-    monkeypatch.setattr(semi_supervised, "augment", copies)
-    monkeypatch.setattr(
-        semi_supervised, "fixmatch", lambda *args, **how: seen.append(args) or Judge(6).eval()
-    )
-    monkeypatch.setattr(semi_supervised, "clip_rows", lambda *args: {})
-    semi_supervised.compare(SimpleNamespace(base=None), tmp_path, [2], seeds=1, per_image=3)
-    x, y, _, (more, classes), *_ = seen[-1]
-    assert torch.equal(more, x.repeat_interleave(3, 0))
-    assert torch.equal(classes, y.repeat_interleave(3))
 
 
 def test_a_base_without_classes_has_heads_of_32_channels(tmp_path):

@@ -72,8 +72,8 @@ def drawn(tmp_path_factory):
 
 @pytest.fixture
 def small(drawn, tmp_path, monkeypatch):
-    """A suite of one way to tune, two checkpoints, one ablation, batches of two, rows of few samples,
-    a judge that knows nothing, and no learners, all in this process."""
+    """A suite of one way to tune, two checkpoints, one ablation, batches of two, rows of few
+    samples, a judge that knows nothing, and no learners, all in this process."""
 
     def in_this_process(function, **arguments):
         return function(**arguments)

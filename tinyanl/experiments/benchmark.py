@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..table import table
 from ..models import Base, Run, has_bf16, pick_device
 from ..runs import command, mistakes_in_one_line
 from ..schedule import Denoiser, add_noise, ddim, ldm_alpha_bar
+from ..table import table
 from ..tune import DEAD, trained, tunable
 from ..unet import UNet
 
