@@ -1,24 +1,25 @@
 """What is tried on tinyanl, and what happens.
 
-    what                                                   tried   what happens
-    kill -9 of a training run, at any moment or in a save      5   the resumed run leaves the same bytes (kills.py)
-    Ctrl-C, SIGTERM, a connection that closes                  3   saves, says how to go on, exit 130
-    the same in sample, augment, evaluate, encoding           10   what is finished is kept and said (test_sample ...)
-    a reader that leaves, a folder without locks               6   not a word; goes on and says so (test_commands)
-    a run's pictures: moved, renamed, replaced                 3   refused, names --trained-on (test_models)
-    one cache for two sets, a mistake in one process           3   another set is named first; all stop (test_encode)
-    a full disk, a file too large                              2   one line; what was saved is whole; goes on later
-    a loss, gradient, latent that is no number                 3   stops before the weights change; names the pictures
-    --resume: other arguments, pictures, weights; damage      11   what may change is said, the rest refused
-    awkward files in one folder                              101   63 good ones are used, 38 bad ones named, with why
-    files and folders that may not be read; odd names          3   named; nothing crashes for a name
-    lines of metadata.jsonl                                    8   file, line number, what is wrong (test_data: 9 more)
-    checkpoints                                               24   one line: file, reason, remedy (test_weights: 70)
-    bombs: archives, memo numbers, strings, shared storages    5   refused; memory grows by less than 3 times the file
-    adapters                                                  13   one line, and nothing in them runs
-    arguments of every command                                48   one line, exit 2, before anything is loaded
-    folders in use, taken, closed                             10   one line, nothing overwritten
+    what                                          tried   what happens
+    kill -9 of a run, at any moment, in a save        5   it leaves the same bytes again (kills.py)
+    Ctrl-C, SIGTERM, a connection that closes         3   saves, says how to go on, exit 130
+    the same in sample, augment, evaluate            10   what is finished is kept (test_sample ...)
+    readers that leave, folders without locks         6   not a word; it is said (test_commands)
+    a run's pictures: moved, renamed, replaced        3   refused, names --trained-on (test_models)
+    one cache for two sets, one process's mistake     3   no mix-up; all of them stop (test_encode)
+    a full disk, a file too large                     2   one line; what was saved is whole
+    a loss, gradient, latent that is no number        3   stops in time; names the pictures
+    --resume: other arguments, pictures, weights     11   what may change is said, the rest refused
+    awkward files in one folder                     101   63 good ones are used, 38 bad ones named
+    what may not be read; odd names                   3   named; nothing crashes for a name
+    lines of metadata.jsonl                           8   file, line number, reason
+    checkpoints                                      24   file, reason, remedy (test_weights: 70)
+    bombs: archives, memo, strings, storages          5   memory grows by less than 3 times the file
+    adapters                                         13   one line, and nothing in them runs
+    arguments of every command                       48   one line, exit 2, before models are loaded
+    folders in use, taken, closed                    10   one line, nothing overwritten
 """
+
 import json
 import math
 import os
@@ -33,16 +34,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import flags, one_line
+from kills import left, same
 from PIL import Image
 
-from tinyanl import dataset, flowers, loss as loss_module, models, sample, train, weights
-from tinyanl.pretrain import __main__ as pretrain
+from tinyanl import dataset, flowers, models, sample, train, weights
+from tinyanl import loss as loss_module
 from tinyanl.data import scan
 from tinyanl.encode import encode
 from tinyanl.models import EMBEDDED, load_base, load_run
-
-from commands import one_line
-from kills import left, same
+from tinyanl.pretrain import __main__ as pretrain
 
 HERE = Path(__file__).parent
 TINY = dict(batch=4, sample_every=10, save_every=2, seed=3, device="cpu")
@@ -67,7 +68,9 @@ def finished(base, pictures, tmp_path_factory):
     """A run of ten steps that nothing happened to."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "load_base", lambda *args: base)
-        return train.train(pictures, steps=10, out=tmp_path_factory.mktemp("runs") / "finished", **TINY)
+        return train.train(
+            pictures, steps=10, out=tmp_path_factory.mktemp("runs") / "finished", **TINY
+        )
 
 
 @pytest.fixture
@@ -78,15 +81,22 @@ def ten(finished, tmp_path):
 
 # --- runs that end early
 
+
 def test_killed_runs_go_on_as_if_nothing_had_happened(tmp_path):
-    done = subprocess.run([sys.executable, HERE / "kills.py", "5", tmp_path], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+    done = subprocess.run(
+        [sys.executable, HERE / "kills.py", "5", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["kills"] >= 5
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_stops_between_two_steps_and_saves(pictures, ten, tmp_path, number, capsys, monkeypatch):
+def test_a_signal_stops_between_two_steps_and_saves(
+    pictures, ten, tmp_path, number, capsys, monkeypatch
+):
     batches = dataset.training_batch
 
     def interrupted(*args):
@@ -96,7 +106,7 @@ def test_a_signal_stops_between_two_steps_and_saves(pictures, ten, tmp_path, num
 
     monkeypatch.setattr(dataset, "training_batch", interrupted)
     argv = ["--data", pictures, "--steps", "10", "--out", tmp_path / "run"]
-    argv += [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", value)]
+    argv += flags(**TINY)
     said = one_line(train.main, argv, capsys, code=130)
     assert "saved at step 7" in said and "--resume" in said
     assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
@@ -107,7 +117,8 @@ def test_a_signal_stops_between_two_steps_and_saves(pictures, ten, tmp_path, num
 
 
 def full_disk(folder, monkeypatch):
-    """A disk of 130 MB with 70 MB free: state.pt and adapter.pt are 41 MB at first, but then a state has 55 MB."""
+    """A disk of 130 MB with 70 MB free: state.pt and adapter.pt are 41 MB at first, but then a
+    state has 55 MB."""
     mounted = ["mount", "-t", "tmpfs", "-o", "size=130m", "tmpfs", str(folder)]
     if os.name != "posix" or subprocess.run(mounted, capture_output=True).returncode:
         pytest.skip("this user may not mount a small disk")
@@ -123,26 +134,39 @@ def file_too_large(folder, monkeypatch):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("trouble, words", [(full_disk, r"No space left .*free.*Make room"),
-                                            (file_too_large, r"File too large.*free.*Mend that")])
-def test_a_full_disk_is_said_and_nothing_is_lost(pictures, ten, tmp_path, monkeypatch, trouble, words):
+@pytest.mark.parametrize(
+    "trouble, words",
+    [
+        (full_disk, r"No space left .*free.*Make room"),
+        (file_too_large, r"File too large.*free.*Mend that"),
+    ],
+)
+def test_a_full_disk_is_said_and_nothing_is_lost(
+    pictures, ten, tmp_path, monkeypatch, trouble, words
+):
     out = tmp_path / "small"
     out.mkdir()
     make_room = trouble(out, monkeypatch)
     try:
         with pytest.raises(OSError, match=rf"(state|adapter)\.pt cannot be written .*{words}"):
             train.train(pictures, steps=10, out=out, **TINY)
-        assert torch.load(out / "state.pt", weights_only=True)["step"] == 0  # without Adam's averages it had fitted
+        # without Adam's averages it had fitted
+        assert torch.load(out / "state.pt", weights_only=True)["step"] == 0
         assert not list(out.rglob(".part-*"))
         make_room()
         train.train(pictures, steps=10, out=out, resume=True, **TINY)
         assert same(left(out)[0], left(ten)[0])
     finally:
-        make_room() if trouble is file_too_large else subprocess.run(["umount", "-l", out], check=True)
+        if trouble is file_too_large:
+            make_room()
+        else:
+            subprocess.run(["umount", "-l", out], check=True)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(pictures, tmp_path, what, monkeypatch):
+def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(
+    pictures, tmp_path, what, monkeypatch
+):
     batches, loss_of, steps = dataset.training_batch, loss_module.denoising_loss, []
     five = train.train(pictures, steps=5, out=tmp_path / "five", **TINY)
 
@@ -154,45 +178,62 @@ def test_the_first_number_that_is_none_stops_the_run_before_the_weights_change(p
         loss, p = loss_of(run, *batch), next(run.model.parameters())
         if steps[-1] != 5 or not p.requires_grad:
             return loss
-        return loss * math.nan if what == "loss" else loss + (p - p.detach()).sum().sqrt()  # its slope at 0 is infinite
+        if what == "loss":
+            return loss * math.nan
+        return loss + (p - p.detach()).sum().sqrt()  # its slope at 0 is infinite
 
     monkeypatch.setattr(dataset, "training_batch", watched)
     monkeypatch.setattr(loss_module, "denoising_loss", poisoned)
     numbers = "nan, gradient norm nan" if what == "loss" else r"0\.\d+, gradient norm (nan|inf)"
-    with pytest.raises(ValueError, match=f"step 5: loss {numbers}, learning rate 0.002\\..*--lr.*\\.png"):
+    with pytest.raises(
+        ValueError, match=f"step 5: loss {numbers}, learning rate 0.002\\..*--lr.*\\.png"
+    ):
         train.train(pictures, steps=10, out=tmp_path / "run", **TINY)
-    before, kept = (torch.load(folder / "state.pt", weights_only=True) for folder in (five, tmp_path / "run"))
+    before, kept = (
+        torch.load(folder / "state.pt", weights_only=True) for folder in (five, tmp_path / "run")
+    )
     assert all(same(kept[part], before[part]) for part in ("step", "live", "ema", "optimizer"))
 
 
 def test_a_picture_that_becomes_no_number_is_named(base, pictures, monkeypatch):
-    monkeypatch.setattr(base.autoencoder, "encode", lambda x: torch.full((len(x), 3, 16, 16), math.nan))
+    monkeypatch.setattr(
+        base.autoencoder, "encode", lambda x: torch.full((len(x), 3, 16, 16), math.nan)
+    )
     with pytest.raises(ValueError, match="0.png becomes numbers that are not finite"):
         encode(base, [pictures / "0.png"])
 
 
 # --- resuming with something changed
 
+
 @pytest.mark.parametrize("change", [dict(batch=5), dict(lr=1e-3), dict(train_mask=0.2)])
 def test_a_resumed_run_may_change_this_and_says_so(pictures, ten, change, capsys):
     train.train(pictures, steps=12, out=ten, resume=True, **TINY | change)
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     said = capsys.readouterr().out
-    assert f"changed    {name} was" in said and f"is {value}" in said and "resumed    at step 10" in said
+    assert (
+        f"changed    {name} was" in said
+        and f"is {value}" in said
+        and "resumed    at step 10" in said
+    )
     assert json.loads((ten / "config.json").read_text())[name] == value
     assert torch.load(ten / "state.pt", weights_only=True)["step"] == 12
 
 
-@pytest.mark.parametrize("change", [dict(tokens=2), dict(ratio=2), dict(seed=4), dict(weights="elsewhere")])
+@pytest.mark.parametrize(
+    "change", [dict(tokens=2), dict(ratio=2), dict(seed=4), dict(weights="elsewhere")]
+)
 def test_a_resumed_run_may_not_change_this(pictures, ten, change):
-    (name, value), = change.items()
+    ((name, value),) = change.items()
     before = left(ten)
     with pytest.raises(ValueError, match=f"{name} was .*, is {value}.*--out"):
         train.train(pictures, steps=12, out=ten, resume=True, **TINY | change)
     assert same(left(ten), before)
 
 
-def test_a_resumed_run_needs_the_same_pictures_and_the_same_base(pictures, tmp_path, base, monkeypatch):
+def test_a_resumed_run_needs_the_same_pictures_and_the_same_base(
+    pictures, tmp_path, base, monkeypatch
+):
     mine = shutil.copytree(pictures, tmp_path / "mine")
     out = train.train(mine, steps=2, out=tmp_path / "run", **TINY)
     (mine / "0.png").rename(mine / "zero.png")
@@ -220,86 +261,127 @@ def test_a_damaged_run_is_not_resumed(pictures, ten, name, content):
 
 # --- folders
 
-def awkward(folder: Path) -> tuple[set[str], dict[str, str]]:
-    """100 files -> the good ones, and the bad ones with a word of the reason."""
-    good, bad = set(), {}
-    picture = lambda mode="RGB", size=(70, 66): Image.effect_noise(size, 80).convert(mode)
 
-    def put(name: str, image: Image.Image | None = None, reason: str = "", content: bytes | None = None, **options):
-        path = folder / name
+class Awkward:
+    """A folder of awkward files: the names of the good ones, and of the bad ones with a word of the
+    reason."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.good: set[str] = set()
+        self.bad: dict[str, str] = {}
+        self.formats()
+        self.modes()
+        self.sizes_and_turns()
+        self.names_and_contents()
+        self.links()
+
+    def put(self, name, image=None, reason="", content=None, **options):
+        path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if content is None:
             image.save(path, **options)
         else:
             path.write_bytes(content)
         if reason:
-            bad[name] = reason
+            self.bad[name] = reason
         else:
-            good.add(name)
+            self.good.add(name)
 
-    for kind in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm", "jp2"):
-        put(f"plain.{kind}", picture())
-        content = (folder / f"plain.{kind}").read_bytes()
-        put(f"UPPER.{kind.upper()}", content=content)
-        put(f"empty.{kind}", reason="empty, or not a picture", content=b"")
-        put(f"text.{kind}", reason="empty, or not a picture", content=b"I am a text file under another name.")
-        if kind not in ("jp2", "webp"):
-            put(f"cut.{kind}", reason="truncated", content=content[: len(content) // 2])
-    for mode, kind in (("CMYK", "jpg"), ("CMYK", "tif"), ("I;16", "png"), ("I;16", "tif"), ("L", "jpg"), ("L", "png"),
-                       ("1", "png"), ("1", "bmp"), ("LA", "png"), ("RGBA", "png"), ("RGBA", "webp"), ("P", "png"),
-                       ("P", "gif"), ("YCbCr", "jpg"), ("LAB", "tif")):
-        image = Image.new("I;16", (70, 66), 40_000) if mode == "I;16" else picture("RGB").convert(mode)
-        put(f"mode {mode.replace(';', '')}.{kind}", image)
-    put("mode F.tif", picture("F"), "floating-point")
-    put("palette with transparency.png", picture("P"), transparency=3)
-    put("animated.gif", picture("P"), save_all=True, append_images=[picture("P")] * 4)
-    put("animated.webp", picture(), save_all=True, append_images=[picture()] * 2)
-    exif = Image.Exif()
-    for turn in range(1, 9):
-        exif[0x0112] = turn
-        put(f"exif {turn}.jpg", picture(), exif=exif)
-    put("broken exif.jpg", picture(), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    for name, size in (("1x1.png", (1, 1)), ("20000x10.png", (20_000, 10)), ("10x20000.jpg", (10, 20_000)),
-                       ("1x3000.png", (1, 3000)), ("2x2.jpg", (2, 2)), ("large.jpg", (3000, 2000))):
-        put(name, picture(size=size))
-    bomb = picture(size=(8, 8))
-    bomb.save(folder / "bomb.png")
-    content = bytearray((folder / "bomb.png").read_bytes())
-    content[16:24] = (60_000).to_bytes(4, "big") * 2  # the header says 60,000 x 60,000
-    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    put("bomb.png", reason="pixels", content=bytes(content))
-    for name in ("with spaces.png", "émoji 🌹.png", "new\nline.png", "quote's \"two\".png", "%d {x} $HOME.png",
-                 "-rf.png", "nested/" * 10 + "deep.png", "twice.png", "twice again.png", "a" * 240 + ".png", "CON.png",
-                 "two.dots.png", "photo.jpeg", "photo.jfif"):
-        put(name, Image.new("RGB", (64, 64), "red"))
-    for name, content in {"page.jpg": b"<!DOCTYPE html><html>quota exceeded</html>",
-                          "archive.png": b"PK\x03\x04" + bytes(60),
-                          "svg.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "zeros.jpg": bytes(5000),
-                          "pointer.png": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n",
-                          "header alone.png": b"\x89PNG\r\n\x1a\n", "header alone.jpg": b"\xff\xd8\xff\xe0",
-                          "gif head.gif": b"GIF89a", "random.webp": b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(40),
-                          "pickle.png": pickle.dumps([1])}.items():
-        put(name, reason=" ", content=content)
-    (folder / "link to nothing.png").symlink_to(folder / "gone.png")
-    (folder / "link to itself.png").symlink_to(folder / "link to itself.png")
-    os.mkfifo(folder / "a pipe.png")
-    (folder / "loop").symlink_to(folder, target_is_directory=True)
-    (folder / "a folder.png").mkdir()
-    bad |= {"link to nothing.png": "No such file", "link to itself.png": "symbolic links", "a pipe.png": "not a file",
-            "loop": "again"}
-    return good, bad
+    def formats(self):
+        nothing = "empty, or not a picture"
+        for kind in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm", "jp2"):
+            self.put(f"plain.{kind}", noise())
+            content = (self.folder / f"plain.{kind}").read_bytes()
+            self.put(f"UPPER.{kind.upper()}", content=content)
+            self.put(f"empty.{kind}", reason=nothing, content=b"")
+            text = b"I am a text file under another name."
+            self.put(f"text.{kind}", reason=nothing, content=text)
+            if kind not in ("jp2", "webp"):
+                half = content[: len(content) // 2]
+                self.put(f"cut.{kind}", reason="truncated", content=half)
+
+    def modes(self):
+        kinds = {"CMYK": "jpg tif", "L": "jpg png", "1": "png bmp", "LA": "png", "P": "png gif",
+                 "RGBA": "png webp", "YCbCr": "jpg", "LAB": "tif"}
+        for mode, extensions in kinds.items():
+            for kind in extensions.split():
+                self.put(f"mode {mode}.{kind}", noise().convert(mode))
+        for kind in ("png", "tif"):
+            self.put(f"mode I16.{kind}", Image.new("I;16", (70, 66), 40_000))
+        self.put("mode F.tif", noise("F"), "floating-point")
+        self.put("palette with transparency.png", noise("P"), transparency=3)
+        self.put("animated.gif", noise("P"), save_all=True, append_images=[noise("P")] * 4)
+        self.put("animated.webp", noise(), save_all=True, append_images=[noise()] * 2)
+
+    def sizes_and_turns(self):
+        exif = Image.Exif()
+        for turn in range(1, 9):
+            exif[0x0112] = turn
+            self.put(f"exif {turn}.jpg", noise(), exif=exif)
+        self.put("broken exif.jpg", noise(), exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+        sizes = {"1x1.png": (1, 1), "20000x10.png": (20_000, 10), "10x20000.jpg": (10, 20_000),
+                 "1x3000.png": (1, 3000), "2x2.jpg": (2, 2), "large.jpg": (3000, 2000)}
+        for name, size in sizes.items():
+            self.put(name, noise(size=size))
+        noise(size=(8, 8)).save(self.folder / "bomb.png")
+        content = bytearray((self.folder / "bomb.png").read_bytes())
+        content[16:24] = (60_000).to_bytes(4, "big") * 2  # the header says 60,000 x 60,000
+        content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+        self.put("bomb.png", reason="pixels", content=bytes(content))
+
+    def names_and_contents(self):
+        names = ["with spaces.png", "émoji 🌹.png", "new\nline.png", "quote's \"two\".png",
+                 "-rf.png", "%d {x} $HOME.png",
+                 "nested/" * 10 + "deep.png", "twice.png", "twice again.png",
+                 "a" * 240 + ".png", "CON.png", "two.dots.png", "photo.jpeg", "photo.jfif"]
+        for name in names:
+            self.put(name, Image.new("RGB", (64, 64), "red"))
+        pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n"
+        contents = {
+            "page.jpg": b"<!DOCTYPE html><html>quota exceeded</html>",
+            "archive.png": b"PK\x03\x04" + bytes(60),
+            "svg.png": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "zeros.jpg": bytes(5000),
+            "pointer.png": pointer,
+            "header alone.png": b"\x89PNG\r\n\x1a\n",
+            "header alone.jpg": b"\xff\xd8\xff\xe0",
+            "gif head.gif": b"GIF89a",
+            "random.webp": b"RIFF\xff\xff\xff\xffWEBPVP8 " + bytes(40),
+            "pickle.png": pickle.dumps([1]),
+        }
+        for name, content in contents.items():
+            self.put(name, reason=" ", content=content)
+
+    def links(self):
+        (self.folder / "link to nothing.png").symlink_to(self.folder / "gone.png")
+        (self.folder / "link to itself.png").symlink_to(self.folder / "link to itself.png")
+        os.mkfifo(self.folder / "a pipe.png")
+        (self.folder / "loop").symlink_to(self.folder, target_is_directory=True)
+        (self.folder / "a folder.png").mkdir()
+        self.bad["link to nothing.png"] = "No such file"
+        self.bad["link to itself.png"] = "symbolic links"
+        self.bad["a pipe.png"] = "not a file"
+        self.bad["loop"] = "again"
+
+
+def noise(mode="RGB", size=(70, 66)):
+    return Image.effect_noise(size, 80).convert(mode)
 
 
 def test_of_a_hundred_awkward_files_the_good_are_used_and_the_bad_are_named(tmp_path, capsys):
     data = tmp_path / "data"
-    good, bad = awkward(data)
+    made = Awkward(data)
+    good, bad = made.good, made.bad
     assert (len(good), len(bad)) == (63, 38)  # as the table above says
     folder = scan(data, 64)
     assert {str(p.path.relative_to(data)) for p in folder.pictures} == good
     reasons = {str(path.relative_to(data)): reason for path, reason in folder.skipped}
     assert reasons.keys() == bad.keys()
-    assert not {name: (reason, bad[name]) for name, reason in reasons.items() if bad[name] not in reason}
-    train.main(["--data", str(data), "--steps", "1", "--batch", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert not {
+        name: (reason, bad[name]) for name, reason in reasons.items() if bad[name] not in reason
+    }
+    train.main(flags(data=data, steps=1, batch=2, out=tmp_path / "run", device="cpu"))
     said = capsys.readouterr().out
     assert f"{len(good)} pictures" in said and f"{len(bad)} skipped" in said
     assert not [name for name in bad if repr(name)[1:-1] not in said]
@@ -319,7 +401,8 @@ def as_nobody(action):
 
 @pytest.fixture
 def open_folder():
-    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())  # pytest's own are closed to others
+    # pytest's own are closed to others
+    folder = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
@@ -334,8 +417,10 @@ def test_what_may_not_be_read_is_named(open_folder):
     folder = as_nobody(lambda: scan(open_folder, 64))
     (open_folder / "closed").chmod(0o755)
     assert [p.path.name for p in folder.pictures] == ["good.png"]
-    assert {(path.name, reason) for path, reason in folder.skipped} == {("closed.png", "Permission denied"),
-                                                                       ("closed", "Permission denied")}
+    assert {(path.name, reason) for path, reason in folder.skipped} == {
+        ("closed.png", "Permission denied"),
+        ("closed", "Permission denied"),
+    }
 
 
 def test_a_file_name_that_no_terminal_can_show_does_no_harm(tmp_path, capsys):
@@ -347,11 +432,19 @@ def test_a_file_name_that_no_terminal_can_show_does_no_harm(tmp_path, capsys):
     assert r"\udcff\udcfe.png" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("line, said", [
-    ('{"file": "../outside.png"}', "'../outside.png' is no file in"), ('{"file": "sub/../../x.png"}', "is no file in"),
-    ('{"file": "/etc/passwd"}', "'/etc/passwd' is no file in"), ('{"file": "gone.png"}', "'gone.png' is no file in"),
-    ('{"file": ""}', "'' is no file in"), ('{"file": "a.png\\u0000"}', "is no file in"),
-    ('{"file": "a.png", "text": "x"', "not {\"file\": \"a.jpg\""), ("x" * 10_000, "not {\"file\": \"a.jpg\"")])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ('{"file": "../outside.png"}', "'../outside.png' is no file in"),
+        ('{"file": "sub/../../x.png"}', "is no file in"),
+        ('{"file": "/etc/passwd"}', "'/etc/passwd' is no file in"),
+        ('{"file": "gone.png"}', "'gone.png' is no file in"),
+        ('{"file": ""}', "'' is no file in"),
+        ('{"file": "a.png\\u0000"}', "is no file in"),
+        ('{"file": "a.png", "text": "x"', 'not {"file": "a.jpg"'),
+        ("x" * 10_000, 'not {"file": "a.jpg"'),
+    ],
+)
 def test_a_line_of_metadata_that_points_nowhere_is_named(tmp_path, line, said, capsys):
     data = tmp_path / "data"
     data.mkdir()
@@ -364,9 +457,11 @@ def test_a_line_of_metadata_that_points_nowhere_is_named(tmp_path, line, said, c
 
 # --- checkpoints
 
+
 def change(name, make):
     def mutate(state):
         state[name] = make(state[name])
+
     return mutate
 
 
@@ -374,7 +469,9 @@ def drop(name):
     return lambda state: state.pop(name)
 
 
-UNET, STAGE, CLASSES = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.embedding.weight"
+UNET = "model.diffusion_model."
+STAGE = "first_stage_model."
+CLASSES = "cond_stage_model.embedding.weight"
 CHECKPOINTS = {  # file, what is done to its state dict
     "a missing U-Net tensor": ("ldm.ckpt", drop(UNET + "out.2.bias")),
     "a missing convolution": ("ldm.ckpt", drop(UNET + "input_blocks.1.0.in_layers.2.weight")),
@@ -383,13 +480,28 @@ CHECKPOINTS = {  # file, what is done to its state dict
     "no classes": ("ldm.ckpt", drop(CLASSES)),
     "a missing CLIP tensor": ("clip.pt", drop("visual.proj")),
     "a missing CLIP norm": ("clip.pt", drop("transformer.resblocks.0.ln_1.bias")),
-    "a surplus U-Net tensor": ("ldm.ckpt", lambda s: s.update({UNET + "extra.weight": torch.zeros(3)})),
-    "a surplus first stage tensor": ("ldm.ckpt", lambda s: s.update({STAGE + "decoder.extra": torch.zeros(3)})),
+    "a surplus U-Net tensor": (
+        "ldm.ckpt",
+        lambda s: s.update({UNET + "extra.weight": torch.zeros(3)}),
+    ),
+    "a surplus first stage tensor": (
+        "ldm.ckpt",
+        lambda s: s.update({STAGE + "decoder.extra": torch.zeros(3)}),
+    ),
     "a surplus CLIP tensor": ("clip.pt", lambda s: s.update({"visual.extra": torch.zeros(3)})),
-    "averaged tensors of nothing": ("ldm.ckpt", lambda s: s.update({"model_ema.diffusion_modelx": torch.zeros(3)})),
+    "averaged tensors of nothing": (
+        "ldm.ckpt",
+        lambda s: s.update({"model_ema.diffusion_modelx": torch.zeros(3)}),
+    ),
     "a misshapen U-Net tensor": ("ldm.ckpt", change(UNET + "out.2.weight", lambda v: v[:, :-1])),
-    "a flat convolution": ("ldm.ckpt", change(UNET + "input_blocks.0.0.weight", lambda v: v.flatten())),
-    "a misshapen first stage tensor": ("ldm.ckpt", change(STAGE + "encoder.conv_in.weight", lambda v: v[:7])),
+    "a flat convolution": (
+        "ldm.ckpt",
+        change(UNET + "input_blocks.0.0.weight", lambda v: v.flatten()),
+    ),
+    "a misshapen first stage tensor": (
+        "ldm.ckpt",
+        change(STAGE + "encoder.conv_in.weight", lambda v: v[:7]),
+    ),
     "a misshapen CLIP tensor": ("clip.pt", change("text_projection", lambda v: v[:, :5])),
     "too few positions": ("clip.pt", change("visual.positional_embedding", lambda v: v[:-3])),
     "classes of another width": ("ldm.ckpt", change(CLASSES, lambda v: v[:, :5])),
@@ -414,7 +526,9 @@ def test_a_checkpoint_with_other_tensors_is_one_line(case, tmp_path, capsys):
     assert any(remedy in said for remedy in ("weights.md", "get the ", "no file of")), said
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04" + bytes(99), bytes(5000), b"<html>404</html>"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04" + bytes(99), bytes(5000), b"<html>404</html>"]
+)
 def test_a_file_that_is_no_checkpoint_is_one_line(content, tmp_path):
     shutil.copy(EMBEDDED / "clip.pt", tmp_path)
     (tmp_path / "ldm.ckpt").write_bytes(content)
@@ -439,19 +553,23 @@ def archive(pickled, storage=bytes(16), how=zipfile.ZIP_STORED, copies=1):
 
 if kind == "deflated":
     torch.save({"w": tensor}, folder / "whole.pt")
-    with zipfile.ZipFile(folder / "whole.pt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+    with (zipfile.ZipFile(folder / "whole.pt") as whole,
+          zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file):
         for name in whole.namelist():
             file.writestr(name, whole.read(name))
 elif kind == "memo":
-    archive(b"\\x80\\x02}r\\x00\\x00\\x00\\x20.")                          # memo number 536,870,912: 4 GB in C
+    # memo number 536,870,912: 4 GB in C
+    archive(b"\\x80\\x02}r\\x00\\x00\\x00\\x20.")
 elif kind == "long string":
-    archive(b"\\x80\\x04\\x8e" + (1 << 40).to_bytes(8, "little") + b"x.")   # says that a terabyte follows
+    # says that a terabyte follows
+    archive(b"\\x80\\x04\\x8e" + (1 << 40).to_bytes(8, "little") + b"x.")
 elif kind == "shared":
     base = torch.zeros(1_000_000)
     torch.save({f"w{i}": base[: 999_000 + i] for i in range(900)}, path)
 elif kind == "adapter":
     torch.save({"trained": {"w": tensor}}, folder / "whole.pt")
-    with zipfile.ZipFile(folder / "whole.pt") as whole, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+    with (zipfile.ZipFile(folder / "whole.pt") as whole,
+          zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file):
         for name in whole.namelist():
             file.writestr(name, whole.read(name))
 del tensor
@@ -468,15 +586,21 @@ print("grown", max(0, grown - 3 * path.stat().st_size))
 
 @pytest.mark.parametrize("kind", ["deflated", "memo", "long string", "shared", "adapter"])
 def test_a_bomb_is_refused_without_the_memory_it_asks_for(kind, tmp_path):
-    done = subprocess.run([sys.executable, "-c", BOMBS, kind, tmp_path], capture_output=True, text=True,
-                          cwd=HERE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMBS, kind, tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+    )
     said, grown = done.stdout.strip().splitlines()
     assert "bomb.pt" in said, done.stdout + done.stderr
-    assert "would unpack" in said or kind not in ("deflated", "adapter")  # not for running out of something else
+    if kind in ("deflated", "adapter"):  # not for running out of something else
+        assert "would unpack" in said
     assert int(grown.split()[1]) < 20 << 20  # Python's own
 
 
 # --- adapters
+
 
 class Bomb:
     def __reduce__(self):
@@ -484,12 +608,19 @@ class Bomb:
 
 
 ADAPTERS = {
-    "an empty file": b"", "a text": b"hello", "a cut file": 0.5, "another pickle": pickle.dumps({"trained": {}}),
-    "code": lambda a: a.update(config=Bomb()), "a missing class": lambda a: a.update(mu=Path("x")),
-    "no ANLs": lambda a: a.pop("trained"), "no centre": lambda a: a.pop("mu"),
+    "an empty file": b"",
+    "a text": b"hello",
+    "a cut file": 0.5,
+    "another pickle": pickle.dumps({"trained": {}}),
+    "code": lambda a: a.update(config=Bomb()),
+    "a missing class": lambda a: a.update(mu=Path("x")),
+    "no ANLs": lambda a: a.pop("trained"),
+    "no centre": lambda a: a.pop("mu"),
     "a missing tensor": lambda a: a["trained"].popitem(),
     "a surplus tensor": lambda a: a["trained"].update(x=torch.zeros(1)),
-    "another shape": lambda a: a["trained"].update({k: v[..., :1] for k, v in [next(iter(a["trained"].items()))]}),
+    "another shape": lambda a: a["trained"].update(
+        {k: v[..., :1] for k, v in [next(iter(a["trained"].items()))]}
+    ),
     "a billion tokens": lambda a: a["config"].update(tokens=10**9),
     "a centre of another width": lambda a: a.update(mu=a["mu"][:5]),
 }
@@ -512,18 +643,54 @@ def test_a_bad_adapter_is_one_line_and_runs_nothing(case, ten, tmp_path, monkeyp
 
 # --- arguments
 
-TRAIN = [("--steps", "0"), ("--steps", "-5"), ("--steps", "many"), ("--batch", "0"), ("--lr", "0"), ("--lr", "-1"),
-         ("--lr", "nan"), ("--lr", "inf"), ("--tokens", "0"), ("--ratio", "0"), ("--train-mask", "-0.1"),
-         ("--train-mask", "1"), ("--sample-every", "0"), ("--save-every", "-1"), ("--seed", "-1"),
-         ("--seed", str(2**40)), ("--tune", "nothing"), ("--resume", "--overwrite"), ("--bogus",),
-         ("--data", "nowhere"), ("--steps",)]
-SAMPLE = [("--n", "0"), ("--mask-rate", "1.5"), ("--mask-rate", "nan"), ("--guidance", "inf"), ("--steps", "7"),
-          ("--steps", "1000"), ("--text", ""), ("--text", "a rose", "  "), ("--text", "a", "b", "--n", "1"),
-          ("--text", "a", "--like", "b"), ("--seed", "-1"), ("--bogus",), ("--run", "nowhere")]
-OTHERS = [(flowers.main, []), (flowers.main, ["x", "--n", "0"]), (flowers.main, ["x", "--size", "8"]),
-          (pretrain.main, []), (pretrain.main, ["clip"]),
-          (pretrain.main, ["unet", "--data", "x", "--out", "y", "--looks", "1"]),
-          (weights.main, ["frobnicate"]), (weights.main, ["check"])]
+TRAIN = [
+    ("--steps", "0"),
+    ("--steps", "-5"),
+    ("--steps", "many"),
+    ("--batch", "0"),
+    ("--lr", "0"),
+    ("--lr", "-1"),
+    ("--lr", "nan"),
+    ("--lr", "inf"),
+    ("--tokens", "0"),
+    ("--ratio", "0"),
+    ("--train-mask", "-0.1"),
+    ("--train-mask", "1"),
+    ("--sample-every", "0"),
+    ("--save-every", "-1"),
+    ("--seed", "-1"),
+    ("--seed", str(2**40)),
+    ("--tune", "nothing"),
+    ("--resume", "--overwrite"),
+    ("--bogus",),
+    ("--data", "nowhere"),
+    ("--steps",),
+]
+SAMPLE = [
+    ("--n", "0"),
+    ("--mask-rate", "1.5"),
+    ("--mask-rate", "nan"),
+    ("--guidance", "inf"),
+    ("--steps", "7"),
+    ("--steps", "1000"),
+    ("--text", ""),
+    ("--text", "a rose", "  "),
+    ("--text", "a", "b", "--n", "1"),
+    ("--text", "a", "--like", "b"),
+    ("--seed", "-1"),
+    ("--bogus",),
+    ("--run", "nowhere"),
+]
+OTHERS = [
+    (flowers.main, []),
+    (flowers.main, ["x", "--n", "0"]),
+    (flowers.main, ["x", "--size", "8"]),
+    (pretrain.main, []),
+    (pretrain.main, ["clip"]),
+    (pretrain.main, ["unet", "--data", "x", "--out", "y", "--looks", "1"]),
+    (weights.main, ["frobnicate"]),
+    (weights.main, ["check"]),
+]
 
 
 def test_the_table_above_counts_what_is_tried():
@@ -531,14 +698,22 @@ def test_the_table_above_counts_what_is_tried():
     assert len(CHECKPOINTS) + 4 == 24 and len(ADAPTERS) == 13
 
 
-@pytest.mark.parametrize("main, argv", [*((train.main, argv) for argv in TRAIN),
-                                        *((sample.main, argv) for argv in SAMPLE), *OTHERS])
-def test_a_mistake_in_the_arguments_is_one_line_before_anything_is_loaded(main, argv, pictures, finished, monkeypatch,
-                                                                          capsys, tmp_path):
+@pytest.mark.parametrize(
+    "main, argv",
+    [*((train.main, argv) for argv in TRAIN), *((sample.main, argv) for argv in SAMPLE), *OTHERS],
+)
+def test_a_mistake_in_the_arguments_is_one_line_before_anything_is_loaded(
+    main, argv, pictures, finished, monkeypatch, capsys, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "load_base", lambda *args: pytest.fail("models were loaded"))
-    monkeypatch.setattr(sample, "load_run", lambda run, *args: load_run("nowhere") if str(run) == "nowhere" else
-                        pytest.fail("models were loaded"))
+
+    def loading(run, *args):
+        if str(run) != "nowhere":
+            pytest.fail("models were loaded")
+        return load_run("nowhere")
+
+    monkeypatch.setattr(sample, "load_run", loading)
     known = {train.main: ["--data", pictures], sample.main: ["--run", finished]}.get(main, [])
     said = one_line(main, [*known, *argv], capsys)
     assert len(said) < 400
@@ -548,23 +723,33 @@ def test_a_mistake_in_the_arguments_is_one_line_before_anything_is_loaded(main, 
 def test_a_device_that_is_not_there_is_one_line(pictures, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train, "load_base", load_base)
     for device in ("tpu", "meta", "cuda:99"):
-        said = one_line(train.main, ["--data", pictures, "--out", tmp_path / device[:3], "--device", device], capsys)
+        argv = flags(data=pictures, out=tmp_path / device[:3], device=device)
+        said = one_line(train.main, argv, capsys)
         assert f"device '{device}'" in said
 
 
 def test_a_prompt_too_long_and_a_folder_with_no_pictures(ten, tmp_path, capsys):
     (tmp_path / "none").mkdir()
     assert "context" in one_line(sample.main, ["--run", ten, "--text", "a red rose " * 99], capsys)
-    assert "no readable picture" in one_line(sample.main, ["--run", ten, "--like", tmp_path / "none"], capsys)
-    assert "nowhere does not exist" in one_line(sample.main, ["--run", ten, "--like", tmp_path / "nowhere"], capsys)
+    assert "no readable picture" in one_line(
+        sample.main, ["--run", ten, "--like", tmp_path / "none"], capsys
+    )
+    assert "nowhere does not exist" in one_line(
+        sample.main, ["--run", ten, "--like", tmp_path / "nowhere"], capsys
+    )
 
 
 # --- two runs, and no right to write
 
+
 def test_a_folder_in_use_is_left_alone(pictures, ten, tmp_path):
-    hold = ("import sys, time; from tinyanl.runs import claim; from pathlib import Path; "
-            "lock = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)")
-    other = subprocess.Popen([sys.executable, "-c", hold, ten], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    hold = (
+        "import sys, time; from tinyanl.runs import claim; from pathlib import Path; "
+        "lock = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, ten], stdout=subprocess.PIPE, text=True, cwd=HERE.parent
+    )
     try:
         assert other.stdout.readline() == "held\n"
         before = left(ten)
@@ -588,18 +773,26 @@ def test_nothing_is_overwritten_without_being_asked(pictures, ten, tmp_path, cap
     with pytest.raises(FileExistsError, match="already has a filmstrip.png"):
         train.train(pictures, steps=10, out=tmp_path / "mine", **TINY)
     sample.main(["--run", str(ten), "--n", "1", "--steps", "2", "--out", str(tmp_path / "drawn")])
-    assert "already holds something" in one_line(sample.main, ["--run", ten, "--out", tmp_path / "drawn"], capsys)
+    assert "already holds something" in one_line(
+        sample.main, ["--run", ten, "--out", tmp_path / "drawn"], capsys
+    )
     train.train(pictures, steps=4, out=ten, overwrite=True, **TINY)
     assert torch.load(ten / "state.pt", weights_only=True)["step"] == 4
     assert {p.name for p in (ten / "samples").iterdir()} == {"step_000000.png", "step_000004.png"}
 
 
-def test_a_folder_that_may_not_be_written_to_is_said_at_once(pictures, open_folder, tmp_path, monkeypatch):
+def test_a_folder_that_may_not_be_written_to_is_said_at_once(
+    pictures, open_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(train, "load_base", lambda *args: pytest.fail("models were loaded"))
     (open_folder / "closed").mkdir(mode=0o555)
     shutil.copytree(pictures, open_folder / "pictures")
     with pytest.raises(PermissionError, match="closed"):
-        as_nobody(lambda: train.train(open_folder / "pictures", out=open_folder / "closed" / "run", **TINY))
+        as_nobody(
+            lambda: train.train(
+                open_folder / "pictures", out=open_folder / "closed" / "run", **TINY
+            )
+        )
     with pytest.raises(PermissionError, match="closed"):
         as_nobody(lambda: train.train(open_folder / "pictures", out=open_folder / "closed", **TINY))
     (tmp_path / "file").touch()
