@@ -700,10 +700,13 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, monkeypatch):
     """A stand-in for the package, which registers a reader of its own as the real one does."""
     opened = []
 
+    def open_heif(file, name):
+        file.close()
+        return Image.open(io.BytesIO(encoded("png")))
+
     def register_heif_opener():
         opened.append(True)
-        Image.register_open("HEIF", lambda file, name: Image.open(io.BytesIO(encoded("png"))),
-                            lambda prefix: prefix[4:12] == b"ftypheic")
+        Image.register_open("HEIF", open_heif, lambda prefix: prefix[4:12] == b"ftypheic")
 
     monkeypatch.setitem(sys.modules, "pillow_heif",
                         SimpleNamespace(register_heif_opener=register_heif_opener))
@@ -808,6 +811,13 @@ def test_the_message_about_one_test_folder(tmp_path):
     assert len(scan(tmp_path / "test", 8).pictures) == 40, "named itself, it is simply read"
 
 
+def test_a_message_about_many_test_folders_is_short(tmp_path):
+    put(tmp_path, *in_each([f"{i}/{part}" for i in range(9) for part in ("train", "test")], 1))
+    note, = scan(tmp_path, 8).notes
+    assert note == ("0/train/, 1/train/, 2/train/ and 6 more is used; 0/test/ (1 picture), "
+                    "1/test/ (1 picture), 2/test/ (1 picture) and 6 more are not trained on")
+
+
 def test_splits_are_found_below_a_wrapping_folder_and_within_each_class(tmp_path):
     put(tmp_path / "a", *in_each(["set/train/cat", "set/train/dog", "set/test/cat"]))
     folder = scan(tmp_path / "a", 8)
@@ -876,6 +886,7 @@ def test_a_folder_around_the_classes_and_a_class_without_a_picture_are_named(tmp
     put(tmp_path / "b", *in_each(["cat", "dog"]))
     (tmp_path / "b" / "eel").mkdir()
     (tmp_path / "b" / "eel" / "0.png").write_bytes(b"junk")
+    (tmp_path / "b" / "stray.png").write_bytes(b"junk")  # not read, so not in the way of classes
     folder = scan(tmp_path / "b", 8)
     assert folder.classes == ["cat", "dog"]
     assert folder.notes == ["no class, as no picture of it can be used: eel/"]

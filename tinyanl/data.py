@@ -288,22 +288,24 @@ def find_held_out(pictures: list[Path], notes: Notes) -> set[Path]:
     tests = {folder for folder in folders if folder.name.lower() in HELD_OUT_BESIDE_TRAIN}
     split = {folder.parent for folder in training} & {folder.parent for folder in tests}
     if split:
+        used = some(sorted(folder for folder in training if folder.parent in split), "/")
         apart = Counter(branch for file in pictures for folder in split.intersection(file.parents)
                         if (branch := child(file, folder)) not in training)
-        used = some(sorted(folder for folder in training if folder.parent in split), "/")
     else:
+        used = "the rest"
         top = common_folder(pictures)
         branches = Counter(child(file, top) for file in pictures)
         apart = {branch: n for branch, n in branches.items()
                  if branch in tests and branch.name.lower() in HELD_OUT}
-        used = "the rest"
-        if len(apart) == len(branches):  # there is nothing else
+        if len(apart) == len(branches):  # then there is no rest
             apart = {}
     if apart:
-        kept = [f"{shown(branch.as_posix())}/ ({plural(n, 'picture')})" if branch in folders
-                else shown(branch.as_posix()) for branch, n in sorted(apart.items())]
-        verb = "is" if len(kept) == 1 else "are"
-        notes.append(f"{used} is used; {', '.join(kept)} {verb} not trained on")
+        names = []
+        for branch, n in sorted(apart.items()):
+            name = shown(branch.as_posix())
+            names.append(f"{name}/ ({plural(n, 'picture')})" if branch in folders else name)
+        verb = "is" if len(names) == 1 else "are"
+        notes.append(f"{used} is used; {shorten(names)} {verb} not trained on")
     return set(apart)
 
 
@@ -320,28 +322,30 @@ def find_classes(opened: list[Path], pictures: list[Path], top: Path, notes: Not
     """The names of the sub-folders of `top`, where every picture is in one of two or more."""
     stray = [file for file in opened if file.parent == top]
     names = sorted({child(file, top).name for file in opened if file.parent != top})
-    empty = {child(file, top) for file in pictures if top in file.parents and file.parent != top}
-    empty -= {child(file, top) for file in opened}
     folders = some([Path(name) for name in names], "/")
-    if len(names) >= 2 and stray:
+    if len(names) < 2:
+        inner = {child(file, top / names[0]) for file in opened} if names and not stray else set()
+        if len(inner) >= 2 and inner.isdisjoint(opened):
+            notes.append(f"no classes: all pictures are in {folders}. Name that folder to take "
+                         f"{some(sorted(inner), '/')} for classes")
+        return []
+    if stray:
         notes.append(f"no classes: {some(stray)} is not in one of the folders {folders} as the "
                      "others are. Move it into one of them, or away, to have classes")
         return []
-    if len(names) >= 2 and all(name.lower() in HELD_OUT_BESIDE_TRAIN | TRAIN for name in names):
+    if all(name.lower() in HELD_OUT_BESIDE_TRAIN | TRAIN for name in names):
         notes.append(f"no classes: {folders} are parts of a data set, and all are used")
         return []
-    pictures_folder = [name for name in names if name.lower() in PICTURES_FOLDER]
-    if len(names) >= 2 and pictures_folder:
-        notes.append(f"the folders {folders} are taken for classes: if only {pictures_folder[0]}/ "
-                     "holds what to train on, name that folder")
-    if len(names) >= 2 and empty:
+
+    doubtful = [name for name in names if name.lower() in PICTURES_FOLDER]
+    if doubtful:
+        notes.append(f"the folders {folders} are taken for classes: if only {doubtful[0]}/ holds "
+                     "what to train on, name that folder")
+    empty = {child(file, top) for file in pictures if top in file.parents and file.parent != top}
+    empty -= {child(file, top) for file in opened}
+    if empty:
         notes.append(f"no class, as no picture of it can be used: {some(sorted(empty), '/')}")
-    if len(names) == 1 and not stray:
-        inner = {child(file, top / names[0]) for file in opened}
-        if len(inner) >= 2 and not inner.intersection(opened):
-            notes.append(f"no classes: all pictures are in {folders}. Name that folder to take "
-                         f"{some(sorted(inner), '/')} for classes")
-    return names if len(names) >= 2 else []
+    return names
 
 
 def common_folder(files: list[Path]) -> Path:
@@ -863,8 +867,11 @@ def shown(text: str) -> str:
 
 
 def some(paths: Iterable[Path], end: str = "") -> str:
-    """The first three names, and how many more there are."""
-    names = [f"{shown(path.as_posix())}{end}" for path in paths]
+    return shorten([f"{shown(path.as_posix())}{end}" for path in paths])
+
+
+def shorten(names: list[str]) -> str:
+    """The first three, and how many more there are."""
     if len(names) <= 4:
         return ", ".join(names)
     return f"{', '.join(names[:3])} and {len(names) - 3} more"
