@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,29 @@ import torch
 from commands import one_line
 
 from tinyanl import runs
+from tinyanl.options import add_options, option
 
 HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Tried:
+    where: Path = option(help="a place")
+    rates: tuple[float, ...] = option((0.5,), help="some numbers")
+    words: tuple[str, ...] | None = option(None, help="some words")
+    n: int | None = option(None, help="a number")
+    on: bool = option(False, help="a switch")
+
+
+def test_a_field_is_a_flag_and_a_tuple_takes_several_values(capsys):
+    parser = add_options(runs.command("tried", ""), Tried)
+    parsed = Tried(**vars(parser.parse_args(["--where", "x"])))
+    assert parsed == Tried(Path("x"), (0.5,), None, None, False)
+    words = ["--where", "x", "--rates", "0", "0.3", "--words", "a b", "c", "--n", "3", "--on"]
+    parsed = Tried(**vars(parser.parse_args(words)))
+    assert parsed == Tried(Path("x"), [0.0, 0.3], ["a b", "c"], 3, True)
+    for mistake in [], ["--where", "x", "--rates"], ["--where", "x", "--rates", "many"]:
+        one_line(parser.parse_args, mistake, capsys)
 
 
 def ending_with(work, stopped=None):

@@ -212,7 +212,7 @@ def test_ctrl_c_keeps_the_finished_rows(run_folder, real, monkeypatch, capsys):
     monkeypatch.setattr(module, "train_judge", lambda folder: (None, None))
     argv = ["--run", run_folder, "--real", real, "--n", "32", "--steps", "2"]
     said = one_line(main, argv, capsys, code=130)
-    assert "stopped: the 1 finished rows are in" in said and "evaluation.json" in said
+    assert "stopped: rows finished: 1, in" in said and "evaluation.json" in said
     kept = json.loads((run_folder / "evaluation.json").read_text())["rows"]
     assert [row["conditions"] for row in kept] == ["training"]
 

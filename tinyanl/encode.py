@@ -85,7 +85,8 @@ def decoded(batches: Batches, pictures: int) -> DataLoader:
     pictures."""
     workers = 0
     if pictures >= MANY and sys.platform == "linux":  # elsewhere each would load the models again
-        workers = min(4, len(os.sched_getaffinity(0)))
+        _, world = processes()
+        workers = max(1, min(4, len(os.sched_getaffinity(0)) // world))
     return DataLoader(batches, batch_size=None, collate_fn=unchanged, num_workers=workers,
                       multiprocessing_context="fork" if workers else None,
                       generator=torch.Generator())  # of its own: it draws a number

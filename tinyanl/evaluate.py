@@ -283,7 +283,7 @@ def run_command(options: Options) -> None:
             rows.append(row)
             save(json.dumps({"judge's accuracy": accuracy, "rows": rows}, indent=1), out)
     except KeyboardInterrupt as stop:
-        kept = f"the {len(rows)} finished rows are in {out}" if rows else "no row was finished"
+        kept = f"rows finished: {len(rows)}, in {out}" if rows else "no row was finished"
         raise KeyboardInterrupt(f"stopped: {kept}") from stop
     print(table(rows))
     if judge:
