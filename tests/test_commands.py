@@ -35,8 +35,20 @@ def test_a_field_is_a_flag_and_a_tuple_takes_several_values(capsys):
     words = ["--where", "x", "--rates", "0", "0.3", "--words", "a b", "c", "--n", "3", "--on"]
     parsed = Tried(**vars(parser.parse_args(words)))
     assert parsed == Tried(Path("x"), [0.0, 0.3], ["a b", "c"], 3, True)
+    said = parser.format_help()
+    assert "some numbers (default 0.5)" in said and "a number\n" in said
     for mistake in [], ["--where", "x", "--rates"], ["--where", "x", "--rates", "many"]:
         one_line(parser.parse_args, mistake, capsys)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedMore(Tried):
+    first: int = option(1, help="a field of its own")
+
+
+def test_flags_that_are_inherited_come_last():
+    said = add_options(runs.command("tried", ""), TriedMore).format_help()
+    assert said.index("--first") < said.index("--where") < said.index("--rates")
 
 
 def ending_with(work, stopped=None):

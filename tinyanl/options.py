@@ -13,6 +13,7 @@ once.
 """
 import argparse
 import dataclasses
+import inspect
 import types
 import typing
 
@@ -25,16 +26,19 @@ def option(default: object = dataclasses.MISSING, *, help: str, **metadata: obje
 
 def add_options(parser: argparse.ArgumentParser, options: type) -> argparse.ArgumentParser:
     """Give `parser` a flag for each field of a dataclass of options: train_mask becomes
-    --train-mask."""
+    --train-mask. The fields of the class itself come before those that it inherits."""
     hints = typing.get_type_hints(options)
-    for field in dataclasses.fields(options):
+    new = inspect.get_annotations(options)
+    for field in sorted(dataclasses.fields(options), key=lambda field: field.name not in new):
         flag = "--" + field.name.replace("_", "-")
         text = field.metadata["help"]
         if hints[field.name] is bool:
             parser.add_argument(flag, action="store_true", help=text)
             continue
         required = field.default is dataclasses.MISSING
-        if not required and field.default is not None:
+        if isinstance(field.default, tuple):
+            text += f" (default {' '.join(map(str, field.default))})"
+        elif not required and field.default is not None:
             text += " (default %(default)s)"
         kind = not_none(hints[field.name])
         nargs = None
