@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,22 @@ def test_another_set_is_named_before_its_first_byte_is_written(base, paths, tmp_
     after = {name: (tmp_path / name).read_bytes() for name in before}
     assert after["latents"] == before["latents"] and after["embeddings"] == before["embeddings"]
     assert json.loads(after["progress.json"])["of"] != json.loads(before["progress.json"])["of"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="room is asked for on Linux")
+def test_a_cache_that_does_not_fit_is_said_before_anything_is_encoded(
+    base, paths, tmp_path, monkeypatch
+):
+    """Written through the mapping, it would have been a bus error."""
+    monkeypatch.setattr(module, "IN_MEMORY", 0)
+    monkeypatch.setattr(module, "open_rgb", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"needs 79,872 bytes \(File too large\): make room"):
+            encode(base, paths, cache=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked")

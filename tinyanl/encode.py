@@ -92,6 +92,19 @@ def decoded(batches: Batches, pictures: int) -> DataLoader:
                       generator=torch.Generator())  # of its own: it draws a number
 
 
+def mapped(path: Path, n: int) -> Tensor:
+    """n float32 numbers that lie in a file. OSError: the disk has no room for them; without asking
+    for it first, the system would kill the process at the first number that does not fit."""
+    if hasattr(os, "posix_fallocate"):  # macOS and Windows have none
+        try:
+            with open(path, "ab") as file:
+                os.posix_fallocate(file.fileno(), 0, 4 * n)
+        except OSError as error:
+            raise OSError(f"{path} needs {4 * n:,} bytes ({error.strerror}): make room, or give an "
+                          "--out where there is some") from error
+    return torch.from_file(str(path), True, n)
+
+
 class Progress:
     """How many pictures, counted from the first, have their numbers in a folder of mapped files.
 
@@ -188,7 +201,7 @@ def encode(base: Base, paths: list[Path], batch: int = 16, cache: Path | None = 
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if cache and 4 * sum(sizes.values()) > IN_MEMORY:
         progress = Progress(cache, base, paths)
-        numbers = {name: torch.from_file(str(cache / name), True, n) for name, n in sizes.items()}
+        numbers = {name: mapped(cache / name, n) for name, n in sizes.items()}
     else:
         progress = None
         numbers = {name: torch.empty(n) for name, n in sizes.items()}
