@@ -448,9 +448,13 @@ def test_bad_arguments_end_with_2(argv, capsys, tmp_path, monkeypatch):
     one_line(main, argv, capsys)
 
 
-@pytest.mark.parametrize("number", ["--batch", "--steps", "--looks"])
-def test_too_small_a_number_is_named_before_the_data_is_looked_for(
-    number, capsys, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    "number, value", [("--batch", 0), ("--steps", 0), ("--looks", 1), ("--seed", -1)]
+)
+def test_a_number_that_cannot_be_is_named_before_anything_is_looked_for(
+    number, value, capsys, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    assert number in one_line(main, ["unet", "--data", "x", "--out", "y", number, "0"], capsys)
+    argv = ["unet", "--data", "x", "--out", "y", number, value]
+    assert f"{number} {value}" in one_line(main, argv, capsys)
+    assert not (tmp_path / "y").exists()

@@ -15,6 +15,7 @@ number of the step.
 import argparse
 from pathlib import Path
 
+from ..models import check_seed
 from ..runs import claim, command, mistakes_in_one_line
 from .autoencoder import train_autoencoder
 from .clip import train_clip
@@ -71,10 +72,11 @@ def main(argv: list[str] | None = None) -> None:
             p.error(f"--{name} {args[name]} must be at least {least}")
     del args["part"]
     work = args.pop("work")
-    stopped = "stopped: the same command goes on from what was saved"
-    with mistakes_in_one_line(p, stopped), claim(args["out"]):
-        for name, figure in work(**args).items():
-            print(f"{name}: {figure:.4g}")
+    with mistakes_in_one_line(p, "stopped: the same command goes on from what was saved"):
+        check_seed(args["seed"])
+        with claim(args["out"]):
+            for name, figure in work(**args).items():
+                print(f"{name}: {figure:.4g}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files of a .tgz. ValueError: it is none, or is cut short."""
     try:
         with tarfile.open(path) as archive:
-            for member in tqdm(archive, path.name):
+            for member in tqdm(archive, path.name, leave=False):
                 if member.isfile():
                     yield member.name, archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error) as error:

@@ -3,6 +3,7 @@
 An eighth of the labels says "no class", which is the last row of the table of classes: such a model
 can be guided (Ho & Salimans 2022). B batch, N pictures, C h w latent, S picture side.
 """
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -47,6 +48,12 @@ def without_families(art: Art) -> Art:
     families = tuple(FAMILIES.values())
     rest = [i for i, row in enumerate(art.rows) if not row["subgroup"].startswith(families)]
     return art.select(rest)
+
+
+def classes_of(art: Art) -> tuple[list[str], Tensor]:
+    """All labels in sorted order, which are the classes, and the class of each picture (N,)."""
+    names = sorted({row["label"] for row in art.rows})
+    return names, torch.tensor([names.index(row["label"]) for row in art.rows])
 
 
 @torch.no_grad()
@@ -105,42 +112,41 @@ def denoising_loss(
     return (error * weight).mean()
 
 
-@torch.no_grad()
-def paint(
-    model: ClassConditionalUNet,
-    first_stage: Autoencoder,
-    labels: Tensor,
-    guidance: float,
-    steps: int,
-    g: torch.Generator,
-    fast: bool,
-) -> Tensor:
-    """Labels (N,) -> pictures (N 3 S S) in [-1, 1], on the CPU, by DDIM with guidance."""
-    device = pick_device()
-    side = SIZE // first_stage.factor
-    noise = torch.randn(len(labels), model.unet.in_channels, side, side, generator=g)  # N C h w
-    no_class = torch.tensor([model.classes.num_embeddings - 1], device=device)
+@dataclass
+class Painter:
+    """A trained model with its first stage. fast: in bf16."""
 
-    def bind(label: Tensor) -> Denoiser:
+    model: ClassConditionalUNet
+    first_stage: Autoencoder
+    fast: bool
+
+    def bind(self, label: Tensor) -> Denoiser:
         def denoiser(z: Tensor, t: Tensor) -> Tensor:
-            with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-                return model(z, t, label)
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=self.fast):
+                return self.model(z, t, label)
 
         return denoiser
 
-    batches = denoise(
-        bind,
-        first_stage.decode,
-        noise.to(device),
-        cond=labels.to(device),
-        null=no_class,
-        guidance=guidance,
-        steps=steps,
-        eta=0.0,
-        generator=g,
-        batch=64,
-    )
-    return torch.cat(list(batches))
+    def paint(self, labels: Tensor, guidance: float, steps: int, g: torch.Generator) -> Tensor:
+        """Labels (N,) -> pictures (N 3 S S) in [-1, 1], on the CPU, by DDIM with guidance."""
+        device = pick_device()
+        side = SIZE // self.first_stage.factor
+        channels = self.model.unet.in_channels
+        noise = torch.randn(len(labels), channels, side, side, generator=g)  # N C h w
+        no_class = torch.tensor([self.model.classes.num_embeddings - 1], device=device)
+        batches = denoise(
+            self.bind,
+            self.first_stage.decode,
+            noise.to(device),
+            cond=labels.to(device),
+            null=no_class,
+            guidance=guidance,
+            steps=steps,
+            eta=0.0,
+            generator=g,
+            batch=64,
+        )
+        return torch.cat(list(batches))
 
 
 @torch.no_grad()
@@ -162,6 +168,24 @@ def frechet_distances(
     return figures
 
 
+def show_and_measure(
+    painter: Painter, critic: CLIP, art: Art, looks: int, path: Path, g: torch.Generator
+) -> dict[str, float]:
+    """Draw guided samples into `path`, and measure how far samples are from fresh pictures."""
+    names, label_of = classes_of(art)
+    fresh, index, _ = composite(art, min(5000, looks), SIZE, g)
+    others, _, _ = composite(art, len(fresh), SIZE, g)
+    shown = torch.randint(len(names), (min(96, looks),), generator=g)
+    save_grid(painter.paint(shown, guidance=3.5, steps=50, g=g), path)
+    print(f"{path.name}, row by row:", ", ".join(names[i] for i in shown))
+    pictures = {
+        "fresh": fresh,
+        "reconstructed": reconstruct(painter.first_stage, fresh),
+        "sampled": painter.paint(label_of[index], guidance=1.0, steps=25, g=g),
+    }
+    return frechet_distances(critic, pictures, others)
+
+
 def train_unet(
     data: list[Path],
     out: Path,
@@ -178,8 +202,7 @@ def train_unet(
     art = without_families(read_art(data))
     first_stage = load_frozen(Autoencoder, out / "ldm.ckpt")
     critic = load_frozen(CLIP, out / "clip.pt")
-    names = sorted({row["label"] for row in art.rows})
-    label_of = torch.tensor([names.index(row["label"]) for row in art.rows])
+    names, label_of = classes_of(art)
     latents, indices = encode_art(art, first_stage, looks, seed)
     labels = label_of[indices]
     weights = min_snr_weights(ALPHA_BAR)
@@ -214,16 +237,6 @@ def train_unet(
         },
     )
 
-    g = generator(seed, steps)
-    fresh, index, _ = composite(art, min(5000, looks), SIZE, g)
-    others, _, _ = composite(art, len(fresh), SIZE, g)
-    shown = torch.randint(len(names), (min(96, looks),), generator=g)
-    x = paint(model, first_stage, shown, guidance=3.5, steps=50, g=g, fast=fast)
-    save_grid(x, out / "training/unet.png")
-    print("unet.png, row by row:", ", ".join(names[i] for i in shown))
-    pictures = {
-        "fresh": fresh,
-        "reconstructed": reconstruct(first_stage, fresh),
-        "sampled": paint(model, first_stage, label_of[index], 1.0, steps=25, g=g, fast=fast),
-    }
-    return frechet_distances(critic, pictures, others)
+    painter = Painter(model, first_stage, fast)
+    path = out / "training/unet.png"
+    return show_and_measure(painter, critic, art, looks, path, generator(seed, steps))
