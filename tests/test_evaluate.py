@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import one_line
+from commands import flags, one_line
 
 from tinyanl import evaluate as module
 from tinyanl import flowers, train
@@ -31,7 +31,7 @@ from tinyanl.table import table
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real") / "flowers"
-    flowers.write(folder, 96, seed=9)
+    flowers.write(folder, 64, seed=9)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_real_pictures_against_themselves_are_perfect_and_copies_are_found(base,
     torch.testing.assert_close(own, expected, atol=2e-3, rtol=0)
     look = Observers(base).observe
     row = measure(look(x), look(x), own)
-    assert row["samples"] == row["real"] == 96 and abs(row["1000 FD_clip"]) < 1e-3
+    assert row["samples"] == row["real"] == 64 and abs(row["1000 FD_clip"]) < 1e-3
     assert row["precision"] == row["recall"] == 1
     assert row["nearest training picture"] == pytest.approx(1)
     same = measure(look(x[:1].repeat(32, 1, 1, 1)), look(x), own)
@@ -117,7 +117,7 @@ def test_rows_say_what_they_are_and_the_floor_comes_last(run, real, judge):
     for n in (40, 16):
         with pytest.raises(ValueError, match=f"--n {n} must be a multiple of 16"):
             Plan(n=n)
-    with pytest.raises(ValueError, match="4096 samples against 96 real"):
+    with pytest.raises(ValueError, match="4096 samples against 64 real"):
         evaluate(run, x, Plan(n=4096))
 
 
@@ -193,7 +193,7 @@ def test_the_command_prints_and_saves_the_table(run_folder, real, capsys, monkey
         one_line(main, argv, capsys)
     monkeypatch.setattr(module, "train_judge", None)  # nothing slow before what is wrong is said
     asked = ["--run", run_folder, "--real", real]
-    assert "96 pictures, --n 112" in one_line(main, [*asked, "--n", "112"], capsys)
+    assert "64 pictures, --n 80" in one_line(main, [*asked, "--n", "80"], capsys)
     for mistake in (["--steps", "30"], ["--seed", "-1"], ["--n", "40"], ["--rates", "2"]):
         assert mistake[0] in one_line(main, [*asked, *mistake], capsys) or mistake[0] == "--steps"
 
@@ -223,8 +223,8 @@ def test_the_command_draws_its_real_pictures_from_all_classes(
     """They are listed class by class: the first 32, or the next, would be of one class, and no
     floor for the other."""
     for i, picture in enumerate(scan(real, 64).pictures):
-        (tmp_path / "ab"[i // 48]).mkdir(exist_ok=True)
-        (tmp_path / "ab"[i // 48] / picture.path.name).write_bytes(picture.path.read_bytes())
+        (tmp_path / "ab"[i // 32]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[i // 32] / picture.path.name).write_bytes(picture.path.read_bytes())
     seen = []
     monkeypatch.setattr(
         module, "pictures", lambda paths, size: seen.extend(paths) or torch.zeros(64, 3, 64, 64)
@@ -240,7 +240,7 @@ def test_the_command_draws_its_real_pictures_from_all_classes(
 def test_the_command_adds_fid_and_inception_score_given_their_weights(
     run_folder, real, tmp_path, capsys, monkeypatch
 ):
-    """Mean colours in place of Inception's features: those of 48 real pictures and 48 others are
+    """Mean colours in place of Inception's features: those of 32 real pictures and 32 others are
     computed here, too."""
     shapes = {"Mixed_7c.branch_pool.conv.weight": (192, 2048, 1, 1), "fc.weight": (1008, 2048)}
     torch.save(
@@ -249,31 +249,19 @@ def test_the_command_adds_fid_and_inception_score_given_their_weights(
     given, look_at = [], lambda x: (x.mean((2, 3)), 9 * x.mean((2, 3)))
     monkeypatch.setattr(module, "inception", lambda state: given.append(state) or look_at)
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
-    main(
-        [
-            "--run",
-            str(run_folder),
-            "--real",
-            str(real),
-            "--n",
-            "48",
-            "--steps",
-            "2",
-            "--inception",
-            str(tmp_path / "inception.pth"),
-        ]
-    )
+    inception = tmp_path / "inception.pth"
+    main(flags(run=run_folder, real=real, n=32, steps=2, inception=inception))
     *rows, reconstructions, floor = json.loads((run_folder / "evaluation.json").read_text())["rows"]
     assert {name: tuple(x.shape) for name, x in given[0].items()} == shapes
     paths = [picture.path for picture in scan(real, 64).pictures]
-    order = torch.randperm(96, generator=generator(0, 0))
+    order = torch.randperm(64, generator=generator(0, 0))
     features, logits = look_at(pictures([paths[i] for i in order], 64) / 127.5 - 1)
-    assert floor["FID"] == pytest.approx(frechet_distance(features[48:], features[:48]), rel=1e-4)
-    shuffled = logits[48:][torch.randperm(48, generator=generator(0, 0))]
+    assert floor["FID"] == pytest.approx(frechet_distance(features[32:], features[:32]), rel=1e-4)
+    shuffled = logits[32:][torch.randperm(32, generator=generator(0, 0))]
     assert (floor["IS"], floor["IS deviation"]) == pytest.approx(
         inception_score(shuffled), rel=1e-4
     )
     assert all(row["FID"] > floor["FID"] for row in rows) and reconstructions["FID"] > 0
-    wrong = ["--run", run_folder, "--real", real, "--n", "48", "--inception", EMBEDDED / "clip.pt"]
+    wrong = ["--run", run_folder, "--real", real, "--n", "32", "--inception", EMBEDDED / "clip.pt"]
     capsys.readouterr()
     assert "not FID's Inception" in one_line(main, wrong, capsys)
