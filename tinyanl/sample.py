@@ -37,7 +37,8 @@ def denoise(bind: Callable[[Tensor], Denoiser], decode: Callable[[Tensor], Tenso
             cond: Tensor, null: Tensor, guidance: float, steps: int, eta: float,
             generator: torch.Generator, batch: int) -> Iterator[Tensor]:
     """Noise (N C h w) and conditions (N ...), null (1 ...) -> pictures by DDIM, in [-1, 1] on the
-    CPU, in batches (B 3 S S) as soon as they are decoded."""
+    CPU, in batches (B 3 S S) as soon as they are decoded. The noise of a step (eta > 0) is drawn
+    batch by batch, from the generator that drew the first one."""
     alpha_bar = ldm_alpha_bar()
     parts = list(zip(noise.split(batch), cond.split(batch), strict=True))
     with tqdm(total=len(parts) * steps, desc="sampling", leave=False, delay=2) as bar:
@@ -58,9 +59,9 @@ def sample_batches(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: flo
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(cond), *run.base.latent_shape, generator=generator)  # N C h w
     cond = mask_condition(cond, mask_rate, generator).to(run.base.device)
-    null = torch.zeros_like(cond[:1])
-    return denoise(run.bind, run.base.autoencoder.decode, noise, cond, null, guidance, steps, eta,
-                   generator, batch)
+    return denoise(run.bind, run.base.autoencoder.decode, noise, cond,
+                   null=torch.zeros_like(cond[:1]), guidance=guidance, steps=steps, eta=eta,
+                   generator=generator, batch=batch)
 
 
 def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50,
