@@ -11,7 +11,8 @@ import pytest
 import torch
 from commands import one_line
 
-from tinyanl import evaluate, flowers
+from tinyanl import dataset, evaluate, flowers
+from tinyanl import train as train_module
 from tinyanl.experiments import suite as module
 from tinyanl.experiments.judge import Judge
 from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
@@ -73,7 +74,7 @@ def drawn(tmp_path_factory):
 @pytest.fixture
 def small(drawn, tmp_path, monkeypatch):
     """A suite of one way to tune, two checkpoints, one ablation, batches of two, rows of few
-    samples, a judge that knows nothing, and no learners, all in this process."""
+    samples, no grids, a judge that knows nothing, and no learners, all in this process."""
 
     def in_this_process(function, **arguments):
         return function(**arguments)
@@ -81,7 +82,13 @@ def small(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "in_new_process", in_this_process)
     for some in (evaluate, module):
         monkeypatch.setattr(some, "EACH", 4)
+    def grey(run, cond, **how):
+        return torch.zeros(len(cond), 3, 64, 64)
+
     monkeypatch.setattr(module, "train", functools.partial(train, batch=2))
+    monkeypatch.setattr(train_module, "sample", grey)  # for the grids that training draws
+    few_samples = functools.partial(dataset.curve_batch, size=4)
+    monkeypatch.setattr(dataset, "curve_batch", few_samples)
     monkeypatch.setattr(module, "STEPS", (1, 2))
     monkeypatch.setattr(module, "MASK_RATES", (0.0,))
     monkeypatch.setattr(module, "RATES", (1e-3,))
