@@ -13,10 +13,10 @@ import tinyanl
 
 PACKAGE = Path(tinyanl.__file__).parent
 LEAVES = ["schedule", "autoencoder", "unet", "clip", "tokenizer", "anl", "masking", "checkpoint"]
-LEAVES += ["data", "metrics", "flowers", "table"]
+LEAVES += ["data", "metrics", "flowers", "table", "layouts", "download"]
 # Each of these may import what stands before it, and every leaf.
-MIDDLE = ["options", "page", "weights", "runs", "tune", "models", "encode", "sample", "dataset"]
-MIDDLE += ["loss", "train"]
+MIDDLE = ["options", "page", "runs", "identify", "weights", "tune", "models", "encode", "sample"]
+MIDDLE += ["dataset", "loss", "train"]
 MIDDLE += ["experiments.judge", "evaluate", "augment"]
 EXPERIMENTS = ["experiments.semi_supervised", "experiments.suite", "experiments.benchmark"]
 PRETRAIN = ["pretrain.emoji", "pretrain.merges", "pretrain.codes", "pretrain.art"]

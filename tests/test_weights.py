@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tinyanl import weights
+from tinyanl.identify import head_channels, null_class_warning
 from tinyanl.weights import TABLE, identify, inspect, load_checkpoint, main
 
 pytestmark = [
@@ -471,16 +472,16 @@ def test_the_papers_base_is_recognised():
     )
 
 
-def test_the_other_cin256_is_refused_and_names_the_right_file():
-    found = identify(ldm(F8, (1000, 512), VQ_F8))
-    assert found.name.startswith("LDM cin256 f8: U-Net ") and found.name.endswith(
-        "VQ-f8, 1000 classes"
-    )
-    assert (
-        found.parts == WHOLE
-        and "no null class" in found.problem
-        and "nitro/cin/model.ckpt" in found.problem
-    )
+def test_the_other_cin256_has_a_warning_that_names_the_right_file():
+    state = ldm(F8, (1000, 512), VQ_F8)
+    found = identify(state)
+    assert found.name.startswith("LDM cin256 f8: U-Net ")
+    assert found.name.endswith("VQ-f8, 1000 classes")
+    assert found.parts == WHOLE and found.problem is None
+    warning = null_class_warning(state)
+    assert "class 999, the last of 1000, is taken to mean 'no class'" in warning
+    assert "ImageNet's own 1,000 classes none does" in warning and "nitro/cin/model.ckpt" in warning
+    assert head_channels(state) == 32
 
 
 def test_faces_are_recognised_with_their_averaged_weights():
@@ -632,15 +633,14 @@ def test_the_embedded_default_has_every_part_once_and_nothing_wrong():
 def test_the_table_is_sane_and_printed_whole(capsys):
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert (
-        "Nothing is downloaded for you" in out and len({f.name for f in TABLE}) == len(TABLE) == 12
-    )
+    assert "Nothing is downloaded for you" in out
+    assert len({f.name for f in TABLE}) == len({f.saved_as for f in TABLE}) == len(TABLE) == 19
     for f in TABLE:
         assert f.name in out and f.licence and f.loader
         assert all(u.startswith("https://") and u in out for u in f.urls)
         assert f.sha256 is None or len(f.sha256) == 64 and int(f.sha256, 16) and f.sha256 in out
         assert f.bytes is None or f.sha256
-        if f.name.startswith("CLIP"):
+        if f.loader == "clip.CLIP" and f.sha256:
             assert f.sha256 in f.urls[0]  # OpenAI's folder names are the hashes
     assert all(len(line) <= 120 or "https://" in line for line in out.splitlines())
 

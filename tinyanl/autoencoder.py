@@ -216,7 +216,10 @@ class Quantizer(nn.Module):
 
 class Autoencoder(nn.Module):
     """VQ where `codes` is a number, KL where it is None. The defaults are VQ-f4 of cin256-v2:
-    55,322,782 parameters."""
+    55,322,782 parameters.
+
+    `scale_factor` is 1 unless a checkpoint says otherwise: LDM multiplies the latents of KL models
+    by it (its scale_by_std), so that diffusion runs on unit variance."""
 
     def __init__(
         self,
@@ -234,6 +237,7 @@ class Autoencoder(nn.Module):
         moments = 1 if codes else 2  # a KL encoder gives mean and log variance
         levels = (channels, mult, blocks, attention, mid_attention)
         self.factor = 2 ** (len(mult) - 1)
+        self.scale_factor = 1.0
         self.encoder = Encoder(*levels, moments * z_channels)
         self.decoder = Decoder(*levels, z_channels)
         self.quant_conv = nn.Conv2d(moments * z_channels, moments * embed_dim, 1)
@@ -250,12 +254,13 @@ class Autoencoder(nn.Module):
         z = self.quant_conv(self.encoder(x))
         if self.quantize is None:  # a KL model: mean and log variance
             z = z.chunk(2, dim=1)[0]
-        return z
+        return z * self.scale_factor
 
     def decode(self, z: Tensor) -> Tensor:
         """z (B C h w) -> x (B 3 f*h f*w), about [-1, 1], not clipped.
 
         A VQ model moves z to the nearest codes first."""
+        z = z / self.scale_factor
         if self.quantize is not None:
             z = self.quantize(z)
         return self.decoder(self.post_quant_conv(z))
@@ -267,8 +272,9 @@ class Autoencoder(nn.Module):
         """A float32 autoencoder with the sizes and weights of `state`. A first stage that was
         published alone has the prefix "".
 
-        `loss.*` (the discriminator it was trained with) is left out. ValueError: there is no
-        autoencoder under `prefix`. RuntimeError: a tensor is missing or left over."""
+        `loss.*` (the discriminator it was trained with) is left out. The file of a whole LDM may
+        hold a scale_factor. ValueError: there is no autoencoder under `prefix`. RuntimeError: a
+        tensor is missing or left over."""
         weights = {}
         for name, value in state.items():
             if name.startswith(prefix) and not name.startswith(prefix + "loss."):
@@ -298,4 +304,5 @@ class Autoencoder(nn.Module):
                 codes=None if codes is None else len(codes),
             )
         model.load_state_dict(weights, strict=True, assign=True)
+        model.scale_factor = float(state.get("scale_factor", 1.0))
         return model

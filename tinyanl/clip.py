@@ -259,8 +259,11 @@ def differences(state: dict[str, Tensor], expected: dict[str, Tensor]) -> list[s
 
 
 def openai_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A CLIP's state dict under OpenAI's names. It comes under them, or under Hugging Face's, where
-    q, k and v are three tensors and projections lie transposed."""
+    """A CLIP's state dict under OpenAI's names. It comes under them; or as open_clip's
+    CustomTextCLIP, where the text tower stands under `text.`; or under Hugging Face's, where q, k
+    and v are three tensors and projections lie transposed."""
+    if any(k.startswith("text.") for k in state):
+        return {k.removeprefix("text."): v for k, v in state.items()}
     if not any(k.startswith(("vision_model.", "text_model.")) for k in state):
         return state
     out = {}

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import Picture, file_identity, scan
+from .identify import build, inspect, null_class_warning, scale_factor
 from .runs import load, one_line
 from .tokenizer import Tokenizer
 from .tune import load_trained, tunable, unet_of
 from .unet import UNet, memory_format
-from .weights import inspect
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
+IGNORED = (".md", ".json", ".py")  # what may lie in a weights folder and is no weights
+SUBFOLDERS = ("unet", "vqvae")  # of diffusers' layout
 
 
 @dataclass
@@ -101,62 +103,101 @@ def has_bf16(device: torch.device) -> bool:
 def load_base(weights: str | Path | None = None, device: str | None = None) -> Base:
     """Load and freeze the models of a weights folder (None: the embedded default).
 
-    FileNotFoundError: no such folder. ValueError: a part is missing, there twice or unfit; it lists what was found."""
-    folder, device = Path(weights or EMBEDDED), pick_device(device)
+    FileNotFoundError: no such folder. ValueError: a part is missing, there twice or unfit; it lists
+    what was found."""
+    folder = Path(weights or EMBEDDED)
+    device = pick_device(device)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder of weights: see weights.md for what goes into one")
-    parts: dict[str, tuple[Path, dict[str, Tensor]]] = {}
-    seen, wrong = [], []
-    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix != ".md" and p.name[0] != "."):
-        found, state = inspect(path)
-        seen.append(f"{path.name}: {found.name}")
-        if found.problem:
-            raise ValueError(f"{path}: {found.name}. {found.problem}")
-        for part in found.parts:
-            if part in parts:
-                wrong.append(f"{part} is in both {parts[part][0].name} and {path.name}")
-            parts[part] = (path, state)
-    wrong += [f"{part} is missing" for part in ("unet", "autoencoder", "clip", "merges") if part not in parts]
-    if wrong:
-        raise ValueError(f"{folder}: {', '.join(wrong)}. Found: {'; '.join(seen) or 'nothing'}. See weights.md")
-
-    def build(part: str, make: Callable[..., nn.Module], **options) -> nn.Module:
-        path, state = parts[part]
-        try:
-            return make(state, **options)
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: its {part} does not load ({one_line(error)}): get the whole file, see weights.md"
-                             ) from error
-
-    state = parts["unet"][1]
-    conditional = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight" in state
-    # Heads leave no trace in the tensors. Released: one as wide as the block with a context, 32 channels each without.
-    unet = build("unet", UNet.from_checkpoint, head_channels=None if conditional else 32)
-    if conditional and "classes" not in parts:
-        raise ValueError(f"{parts['unet'][0]}: its U-Net takes a class, but no file of {folder} embeds classes")
-    classes = parts["classes"][1]["cond_stage_model.embedding.weight"] if conditional else None
-    null = classes[-1:, None].float().to(device) if conditional else None  # 1 1 M
-    if conditional and classes.shape[1:] != (unet.context_dim,):
-        raise ValueError(f"{parts['classes'][0]} embeds classes as {tuple(classes.shape[1:])}, {parts['unet'][0].name} "
-                         f"takes {unet.context_dim} numbers: get the whole file, see weights.md")
-    whole = "first_stage_model.encoder.conv_in.weight" in parts["autoencoder"][1]
-    autoencoder = build("autoencoder", Autoencoder.from_checkpoint, prefix="first_stage_model." if whole else "")
-    clip = build("clip", CLIP.from_checkpoint)
-    tokenizer = Tokenizer(parts["merges"][0])
+        raise FileNotFoundError(f"{folder} is not a folder of weights: see weights.md for what "
+                                "goes into one")
+    files, seen = find_parts(folder)
+    unet_path, state = files["unet"]
+    unet, autoencoder, clip, tokenizer = (
+        build(files[part][0], part, files[part][1])
+        for part in ("unet", "autoencoder", "clip", "merges")
+    )
+    null = None
+    if unet.context_dim is not None:
+        null = null_class(unet, unet_path, files, folder).to(device)  # 1 1 M
+    autoencoder.scale_factor = scale_factor(state)
     if tokenizer.vocab_size != clip.token_embedding.num_embeddings:
-        raise ValueError(f"{parts['merges'][0]} makes {tokenizer.vocab_size} tokens, {parts['clip'][0].name} knows "
-                         f"{clip.token_embedding.num_embeddings}: the merges are cut short, or another CLIP's")
+        raise ValueError(f"{files['merges'][0]} makes {tokenizer.vocab_size} tokens, "
+                         f"{files['clip'][0].name} knows {clip.token_embedding.num_embeddings}: "
+                         "the merges are cut short, or another CLIP's")
     for model in (unet, autoencoder, clip):
         model.requires_grad_(False).eval().to(device)
     unet.to(memory_format=memory_format(device))
-    # Pictures of every released LDM that loads here have 256 pixels; a file that knows better says so.
-    size, channels = state.get("image_size", torch.tensor(256)), autoencoder.post_quant_conv.in_channels
-    size = int(size) if size.numel() == 1 else 0
-    if not 16 <= size <= 4096 or size % autoencoder.factor or unet.in_channels != channels:
-        raise ValueError(f"{parts['unet'][0]}: pictures of {size} pixels, a first stage of {channels} channels and a "
-                         f"U-Net of {unet.in_channels} do not go together: get the whole file, see weights.md")
+    size = picture_size(unet_path, state, unet, autoencoder)
     name = "the embedded default emoji64" if weights is None else "; ".join(seen)
     return Base(unet, autoencoder, clip, tokenizer, null, size, device, name, has_bf16(device))
+
+
+def find_parts(folder: Path) -> tuple[dict[str, tuple[Path, dict[str, Tensor]]], list[str]]:
+    """Part -> the file of a weights folder that holds it and its tensors; and what every file is.
+
+    Files lie in the folder itself or in diffusers' sub-folders. ValueError: a part is missing or
+    there twice, or a file cannot be used."""
+    files = {}
+    seen = []
+    wrong = []
+    for path in candidates(folder):
+        found, state = inspect(path)
+        seen.append(f"{path.relative_to(folder)}: {found.name}")
+        if found.problem:
+            raise ValueError(f"{path}: {found.name}. {found.problem}")
+        if warning := null_class_warning(state):
+            print(f"warning    {path.name}: {warning}")
+        for part in found.parts:
+            if part in files:
+                first = files[part][0].relative_to(folder)
+                wrong.append(f"{part} is in both {first} and {path.relative_to(folder)}")
+            files[part] = (path, state)
+    for part in ("unet", "autoencoder", "clip", "merges"):
+        if part not in files:
+            wrong.append(f"{part} is missing")
+    if wrong:
+        raise ValueError(f"{folder}: {', '.join(wrong)}. Found: {'; '.join(seen) or 'nothing'}. "
+                         "See weights.md")
+    return files, seen
+
+
+def candidates(folder: Path) -> list[Path]:
+    """The files of a weights folder that may hold weights, in the order of their names."""
+    paths = list(folder.iterdir())
+    for name in SUBFOLDERS:
+        paths += (folder / name).glob("*")
+    return [path for path in sorted(paths)
+            if path.is_file() and path.name[0] != "." and path.suffix not in IGNORED]
+
+
+def null_class(unet: UNet, path: Path, files: dict, folder: Path) -> Tensor:
+    """The embedding of "no class", (1 1 M) float32: the last of the classes'. ValueError: there are
+    none, or they do not fit the U-Net, whose file is `path`."""
+    if "classes" not in files:
+        raise ValueError(f"{path}: its U-Net takes a class, but no file of {folder} embeds classes")
+    classes = build(files["classes"][0], "classes", files["classes"][1])
+    if classes.shape[1:] != (unet.context_dim,):
+        raise ValueError(f"{files['classes'][0]} embeds classes as {tuple(classes.shape[1:])}, "
+                         f"{path.name} takes {unet.context_dim} numbers: get the whole file, see "
+                         "weights.md")
+    return classes[-1:, None]
+
+
+def picture_size(
+    path: Path, state: dict[str, Tensor], unet: UNet, autoencoder: Autoencoder
+) -> int:
+    """How many pixels wide the pictures of a base are: what its U-Net's file says, or else 256 as
+    in every released LDM. ValueError: it makes no sense with the other sizes."""
+    channels = autoencoder.post_quant_conv.in_channels
+    size = state.get("image_size", torch.tensor(256))
+    if "latent_size" in state:
+        size = state["latent_size"] * autoencoder.factor
+    size = int(size) if size.numel() == 1 else 0
+    if not 16 <= size <= 4096 or size % autoencoder.factor or unet.in_channels != channels:
+        raise ValueError(f"{path}: pictures of {size} pixels, a first stage of {channels} channels "
+                         f"and a U-Net of {unet.in_channels} do not go together: get the whole "
+                         "file, see weights.md")
+    return size
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -167,6 +208,8 @@ def fingerprint(model: nn.Module) -> str:
         stride = max(1, tensor.numel() // 64)
         values = tensor.flatten()[::stride].float().cpu()
         digest.update(f"{name} {tuple(tensor.shape)} {values.tolist()}".encode())
+    if getattr(model, "scale_factor", 1.0) != 1:  # of a first stage: its latents are others
+        digest.update(f"scale_factor {model.scale_factor}".encode())
     return digest.hexdigest()[:16]
 
 
