@@ -122,7 +122,7 @@ def save_part(x: Tensor, first: int, folder: Folder, out: Path) -> list[dict]:
     return rows
 
 
-def paint(run: Run, sources: Sources, options: Options) -> list[dict]:
+def paint_variations(run: Run, sources: Sources, options: Options) -> list[dict]:
     """Paint and save the variations of PART pictures at a time -> a row for each of them, which
     augment.json has as soon as its picture is there. KeyboardInterrupt says how far it came."""
     setup = {"run": str(options.run), "mask rate": options.mask_rate, "DDIM steps": options.steps,
@@ -155,7 +155,7 @@ def run_command(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     run = load_run(options.run, options.weights, options.device)
     seen = training_set(run, options.trained_on)
-    rows = paint(run, read_sources(run, options.data, seen), options)
+    rows = paint_variations(run, read_sources(run, options.data, seen), options)
     likeness = sum(row["like it"] for row in rows) / len(rows)
     copied = sum(row["like a training picture"] for row in rows) / len(rows)
     strayed = sum(row["like another class"] > row["like it"] for row in rows) / len(rows)
