@@ -270,7 +270,7 @@ def compare_hash(sha256: str, found: Found) -> str:
     return "no hash is published for this file"
 
 
-def print_table() -> None:
+def print_released_files() -> None:
     for file in TABLE:
         size = f"{file.bytes:,} bytes" if file.bytes else "size not published"
         print(file.name)
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.to is None and not is_one_set:
                 p.error("get these into which folder? --to DIR")
             return 0 if get(args.names, args.to or Path("weights") / args.names[0]) else 1
-        print_table()
+        print_released_files()
     return 0
 
 
