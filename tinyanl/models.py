@@ -1,8 +1,9 @@
 """Assembly: a weights folder becomes a frozen base, a run folder becomes a trained model.
 
-The files of a weights folder are known by the keys inside them, never by name. One folder holds an LDM (U-Net, first
-stage and class embedding, in one file or several), a CLIP and its BPE merges; the embedded default in assets/emoji64 is
-such a folder. B batch, C h w latent, D CLIP embedding width, M U-Net's context width, K condition tokens.
+The files of a weights folder are known by the keys inside them, never by name. One folder holds an
+LDM (U-Net, first stage and class embedding, in one file or several), a CLIP and its BPE merges; the
+embedded default in assets/emoji64 is such a folder.
+B batch, C h w latent, D CLIP embedding width, M U-Net's context width, K condition tokens.
 """
 import copy
 import hashlib
@@ -19,7 +20,7 @@ from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import Picture, file_identity, scan
 from .identify import build, inspect, null_class_warning, scale_factor
-from .runs import load, one_line
+from .runs import load, one_line, say
 from .tokenizer import Tokenizer
 from .tune import load_trained, tunable, unet_of
 from .unet import UNet, memory_format
@@ -31,8 +32,11 @@ SUBFOLDERS = ("unet", "vqvae")  # of diffusers' layout
 
 @dataclass
 class Base:
-    """The frozen models. `null` (1 1 M) is the embedding of "no class", None where the U-Net takes no context. `bf16`:
-    U-Net and what is trained on it compute in bf16 autocast."""
+    """The frozen models.
+
+    `null` (1 1 M) is the embedding of "no class", None where the U-Net takes no context. `size`:
+    how many pixels wide pictures are. `bf16`: the U-Net and what is trained on it compute in bf16
+    autocast."""
 
     unet: UNet
     autoencoder: Autoencoder
@@ -50,7 +54,8 @@ class Base:
         return self.unet.in_channels, side, side
 
     def fingerprints(self) -> dict[str, str]:
-        """What an adapter must find again to mean the same: hashes of the U-Net, the first stage and CLIP."""
+        """Hashes of the U-Net, the first stage and CLIP, which an adapter must find again to mean
+        the same."""
         return {part: fingerprint(getattr(self, part)) for part in ("unet", "autoencoder", "clip")}
 
     @cached_property
@@ -146,7 +151,7 @@ def find_parts(folder: Path) -> tuple[dict[str, tuple[Path, dict[str, Tensor]]],
         if found.problem:
             raise ValueError(f"{path}: {found.name}. {found.problem}")
         if warning := null_class_warning(state):
-            print(f"warning    {path.name}: {warning}")
+            say(f"warning    {path.name}: {warning}")
         for part in found.parts:
             if part in files:
                 first = files[part][0].relative_to(folder)
