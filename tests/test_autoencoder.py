@@ -95,9 +95,9 @@ def plain_blocks(n):
     }
 
 
+@pytest.mark.slow
 def test_vq_f4_encodes_and_decodes_as_diffusers():
     ours = Autoencoder()
-    assert sum(p.numel() for p in ours.parameters()) == 55_322_782
     theirs = VQModel(
         block_out_channels=(128, 256, 512),
         layers_per_block=2,
@@ -109,6 +109,7 @@ def test_vq_f4_encodes_and_decodes_as_diffusers():
     compare(ours, theirs, 3, lambda m, x: m.encode(x).latents)
 
 
+@pytest.mark.slow
 def test_vq_f8_with_attention_in_its_last_level_equals_diffusers():
     ours = Autoencoder(
         channels=128,
@@ -130,9 +131,9 @@ def test_vq_f8_with_attention_in_its_last_level_equals_diffusers():
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latents)
 
 
+@pytest.mark.slow
 def test_kl_f8_encodes_to_the_mean_and_decodes_as_diffusers():
-    ours = Autoencoder(mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, codes=None)
-    assert sum(p.numel() for p in ours.parameters()) == 83_653_863
+    ours = Autoencoder(**KL_F8)
     theirs = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -140,6 +141,40 @@ def test_kl_f8_encodes_to_the_mean_and_decodes_as_diffusers():
         **plain_blocks(4),
     )
     compare(ours, theirs, 4, lambda m, x: m.encode(x).latent_dist.mean)
+
+
+KL_F8 = dict(mult=(1, 2, 4, 4), z_channels=4, embed_dim=4, codes=None)
+
+
+@pytest.mark.parametrize("sizes, count", [({}, 55_322_782), (KL_F8, 83_653_863)])
+def test_parameters_are_as_many_as_published(sizes, count):
+    with torch.device("meta"):
+        model = Autoencoder(**sizes)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_small_vq_model_equals_diffusers(attention):
+    """128 channels: the fewest that have 32 groups at every norm."""
+    ours = Autoencoder(mult=(1, 1), blocks=1, attention=(False, attention), codes=256)
+    name = "Attn" if attention else ""
+    theirs = VQModel(
+        block_out_channels=(128, 128),
+        layers_per_block=1,
+        latent_channels=3,
+        num_vq_embeddings=256,
+        down_block_types=("DownEncoderBlock2D", f"{name}DownEncoderBlock2D"),
+        up_block_types=(f"{name}UpDecoderBlock2D", "UpDecoderBlock2D"),
+    )
+    compare(ours, theirs, 2, lambda m, x: m.encode(x).latents)
+
+
+def test_a_small_kl_model_equals_diffusers():
+    ours = Autoencoder(mult=(1, 1), blocks=1, z_channels=4, embed_dim=4, codes=None)
+    theirs = AutoencoderKL(
+        block_out_channels=(128, 128), layers_per_block=1, latent_channels=4, **plain_blocks(2)
+    )
+    compare(ours, theirs, 2, lambda m, x: m.encode(x).latent_dist.mean)
 
 
 def small(**kw):

@@ -71,13 +71,13 @@ def hugging_face(
     return model.eval()
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in PARAMETERS), "embedded"]
+)
 def test_towers_equal_transformers(name):
     theirs = hugging_face(*SIZES[name])
     resolution, *_, context, vocab = SIZES[name]
     ours = CLIP.from_checkpoint(theirs.state_dict()).eval()
-    if name in PARAMETERS:
-        assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]
     g = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, resolution, resolution, generator=g)
     tokens = torch.zeros(2, context, dtype=torch.int64)
@@ -91,6 +91,14 @@ def test_towers_equal_transformers(name):
         texts = theirs.text_projection(theirs.text_model(input_ids=tokens).pooler_output)
         assert relative_error(ours.encode_image(x), images) < 1e-4
         assert relative_error(ours.encode_text(tokens), texts) < 1e-4
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_many_as_published(name):
+    resolution, patch, vw, vl, tw, tl, dim, context, vocab = SIZES[name]
+    with torch.device("meta"):
+        model = CLIP(resolution, patch, vw, vl, context, vocab, tw, tl, dim)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
 
 @pytest.fixture(scope="module")

@@ -120,30 +120,51 @@ def cin256_v2():
     return randomise(UNet()).eval()
 
 
+@pytest.mark.slow
 def test_cin256_v2_equals_diffusers(cin256_v2):
+    with_a_context(cin256_v2, (192, 384, 576, 960))
+
+
+def test_a_small_unet_with_a_context_equals_diffusers():
+    """Of four levels, as diffusers_name wants, and wide enough for 32 groups at every norm."""
+    ours = UNet(channels=128, mult=(1, 1, 2, 2), context_dim=48)
+    with_a_context(randomise(ours).eval(), (128, 128, 256, 256))
+
+
+def with_a_context(ours, widths):
     with torch.device("meta"):
         theirs = UNet2DConditionModel(
             sample_size=64,
             in_channels=3,
             out_channels=3,
-            block_out_channels=(192, 384, 576, 960),
+            block_out_channels=widths,
             layers_per_block=2,
             down_block_types=("DownBlock2D", *["CrossAttnDownBlock2D"] * 3),
-            cross_attention_dim=512,
+            cross_attention_dim=ours.context_dim,
             up_block_types=(*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"),
             attention_head_dim=1,
         )  # heads, in this class
     # three tokens: to a single one, every query and key attends alike, and theirs would go untested
-    context = torch.randn(2, 3, 512, generator=torch.Generator().manual_seed(2))
-    compare(cin256_v2, theirs, None, encoder_hidden_states=context)
+    generator = torch.Generator().manual_seed(2)
+    context = torch.randn(2, 3, ours.context_dim, generator=generator)
+    compare(ours, theirs, None, encoder_hidden_states=context)
 
 
+@pytest.mark.slow
 def test_celeba256_and_ffhq256_equal_diffusers():
-    ours = randomise(UNet(**CELEBA)).eval()
+    without_a_context(randomise(UNet(**CELEBA)).eval(), (224, 448, 672, 896))
+
+
+def test_a_small_unet_without_a_context_equals_diffusers():
+    ours = UNet(channels=128, mult=(1, 1, 2, 2), context_dim=None, head_channels=32)
+    without_a_context(randomise(ours).eval(), (128, 128, 256, 256))
+
+
+def without_a_context(ours, widths):
     with torch.device("meta"):
         theirs = UNet2DModel(
             sample_size=64,
-            block_out_channels=(224, 448, 672, 896),
+            block_out_channels=widths,
             layers_per_block=2,
             attention_head_dim=32,
             down_block_types=("DownBlock2D", *["AttnDownBlock2D"] * 3),
@@ -153,8 +174,13 @@ def test_celeba256_and_ffhq256_equal_diffusers():
             downsample_padding=1,
             norm_eps=1e-5,
         )
-    assert sum(p.numel() for p in ours.parameters()) == 274_056_163
     compare(ours, theirs, 32)
+
+
+def test_celeba256_has_as_many_parameters_as_its_configuration_says():
+    with torch.device("meta"):
+        unet = UNet(**CELEBA)
+    assert sum(p.numel() for p in unet.parameters()) == 274_056_163
 
 
 def test_cin256_v2_has_the_published_counts_and_22_sites():
@@ -364,15 +390,17 @@ def sense_of_time(block: ResBlock, h, early, late):
     return ((a - b).norm() / a.norm()).item()
 
 
-@pytest.mark.parametrize("name, count", [("embedded", 11), ("cin256-v2", 22)])
-def test_every_residual_changes_with_time(name, count, cin256_v2):
+@pytest.mark.parametrize(
+    "name, count", [("embedded", 11), pytest.param("cin256-v2", 22, marks=pytest.mark.slow)]
+)
+def test_every_residual_changes_with_time(name, count, request):
     """The embedded U-Net with its own weights, the published one with random weights; hidden states
     of a real pass."""
     embedded = name == "embedded"
     unet = (
         UNet.from_checkpoint(torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"])
         if embedded
-        else cin256_v2
+        else request.getfixturevalue("cin256_v2")
     )
     blocks, inputs = [m for m in unet.modules() if isinstance(m, ResBlock)], {}
     hooks = [
