@@ -138,12 +138,13 @@ def diffusers_trainer(shape: Shape, tune: str, device: torch.device) -> Contesta
 def diffusers_sampler(shape: Shape, channels_last: bool, device: torch.device) -> Contestant:
     """Its U-Net with weights in bf16 where the device computes in it: as it comes, under autocast;
     or as it is fastest, with channels last in memory and without autocast."""
-    dtype = torch.bfloat16 if has_bf16(device) else torch.float32
-    unet = diffusers_unet(shape).to(device, dtype).requires_grad_(False)
+    unet = diffusers_unet(shape).to(device).requires_grad_(False)
+    if has_bf16(device):
+        unet = unet.bfloat16()
     if channels_last:
         unet = unet.to(memory_format=torch.channels_last)
     autocast = has_bf16(device) and not channels_last
-    return Contestant(bind_diffusers(unet, dtype, autocast), [])
+    return Contestant(bind_diffusers(unet, unet.dtype, autocast), [])
 
 
 def contestants(
