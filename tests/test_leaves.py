@@ -28,15 +28,8 @@ MODULES = sorted(
     for path in PACKAGE.rglob("*.py")
     if path.stem != "__init__"
 )
-ALLOWED = {
-    "torch",
-    "torchvision",
-    "einops",
-    "ftfy",
-    "regex",
-    "tqdm",
-    "PIL",
-} | sys.stdlib_module_names
+ALLOWED = {"torch", "torchvision", "einops", "ftfy", "regex", "tqdm", "PIL"}
+ALLOWED |= sys.stdlib_module_names
 
 
 def imports(module):
@@ -54,27 +47,58 @@ def imports(module):
     return outside, inside
 
 
-@pytest.mark.parametrize("leaf", [leaf for leaf in LEAVES if leaf in MODULES])
-def test_a_leaf_copied_alone_runs_the_lines_of_its_header(leaf, tmp_path):
-    source = (PACKAGE / f"{leaf}.py").read_text()
-    (tmp_path / f"{leaf}.py").write_text(source)
-    usage = textwrap.dedent(
-        ast.get_docstring(ast.parse(source), clean=True).split("Usage:\n", 1)[1]
-    )
-    assert f"from {leaf} import" in usage
-    # -I: no PYTHONPATH. The folder comes first, as for a script that lies in it; an installed
-    # package is out of reach.
-    code = f"""import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.modules["tinyanl"] = None
+# Run by `python -I`, so that no PYTHONPATH counts. Each folder of its arguments holds a leaf and
+# the lines of its header; these run in a child of their own, in that folder, which comes first as
+# for a script that lies in it. What takes long to import is imported once, before: every child has
+# it then.
+RUN_EACH = """
+import os, sys
+import einops, ftfy, regex, torch, torchvision, tqdm
+torch.set_num_threads(1)  # a process with more threads cannot be forked
+sys.modules["tinyanl"] = None  # an installed package is out of reach
 try:
     import tinyanl
-    sys.exit("tinyanl can be imported, so nothing here would show that the leaf stands alone")
+    sys.exit("tinyanl can be imported, so nothing here would show that a leaf stands alone")
 except ImportError:
     pass
-{usage}"""
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True
+for folder in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        for number, name in ((1, "out.txt"), (2, "error.txt")):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        exec(compile(open("usage.txt").read(), "usage", "exec"), {"__name__": "usage"})
+        sys.stdout.flush()
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    open(os.path.join(folder, "code.txt"), "w").write(str(code))
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Leaf -> a folder with a copy of it alone, in which the lines of its header have been run."""
+    folders = {}
+    for leaf in LEAVES:
+        folders[leaf] = tmp_path_factory.mktemp(leaf)
+        source = (PACKAGE / f"{leaf}.py").read_text()
+        (folders[leaf] / f"{leaf}.py").write_text(source)
+        usage = ast.get_docstring(ast.parse(source), clean=True).split("Usage:\n", 1)[1]
+        (folders[leaf] / "usage.txt").write_text(textwrap.dedent(usage))
+    done = subprocess.run([sys.executable, "-I", "-c", RUN_EACH, *map(str, folders.values())],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folders
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_leaf_copied_alone_runs_the_lines_of_its_header(leaf, folders):
+    usage, code, out, error = (
+        (folders[leaf] / f"{name}.txt").read_text() for name in ("usage", "code", "out", "error")
     )
-    assert done.returncode == 0 and done.stdout, done.stderr
+    assert f"from {leaf} import" in usage
+    assert code == "0" and out, error
 
 
 @pytest.mark.parametrize("module", MODULES)
