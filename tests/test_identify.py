@@ -279,10 +279,19 @@ def small_diffusers():
 
 
 @pytest.mark.parametrize("naming", [lambda state: state, old_names])
-def test_a_small_model_in_diffusers_layout_equals_diffusers(small_diffusers, tmp_path, naming):
+def test_a_small_model_in_diffusers_layout_equals_diffusers(
+    small_diffusers, tmp_path, naming, capsys
+):
     write_diffusers(tmp_path, *small_diffusers, naming)
     files = [tmp_path / name / "diffusion_pytorch_model.bin" for name in ("unet", "vqvae")]
     assert main(["check", *map(str, files)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("problem  none") == 2
+    # A folder: all that load_base would look into. What a shell makes of a star: more than that.
+    assert main(["check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("problem  none") == 4
+    assert main(["check", *map(str, tmp_path.rglob("*"))]) == 0
+    assert capsys.readouterr().out.count("config.json\n  what     settings or text, not") >= 2
     compare(tmp_path, *small_diffusers)
 
 

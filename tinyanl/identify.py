@@ -59,6 +59,8 @@ HUGGING_FACE_CLIP = (
 )
 TIMM_PATCHES = "patch_embed.proj.weight"
 Shapes = dict[str, tuple[int, ...]]
+IGNORED = (".md", ".json", ".py")  # what may lie in a weights folder and is no weights
+SUBFOLDERS = ("unet", "vqvae")  # of diffusers' layout
 
 
 class Found(NamedTuple):
@@ -359,6 +361,15 @@ def find_clip(state: dict[str, Tensor], config: dict) -> Found | None:
 
 
 # Files
+
+def candidates(folder: Path) -> list[Path]:
+    """The files of a weights folder that should hold weights, in the order of their names."""
+    paths = list(folder.iterdir())
+    for name in SUBFOLDERS:
+        paths += (folder / name).glob("*")
+    return [path for path in sorted(paths)
+            if path.is_file() and path.name[0] != "." and path.suffix not in IGNORED]
+
 
 def inspect(path: str | Path) -> tuple[Found, dict[str, Tensor]]:
     """What a file is, and its tensors under the released names: {} for BPE merges. Errors as in

@@ -19,15 +19,13 @@ from torch import Tensor, nn
 from .autoencoder import Autoencoder
 from .clip import CLIP
 from .data import Picture, file_identity, scan
-from .identify import build, inspect, null_class_warning, scale_factor
+from .identify import build, candidates, inspect, null_class_warning, scale_factor
 from .runs import load, one_line, say
 from .tokenizer import Tokenizer
 from .tune import load_trained, tunable, unet_of
 from .unet import UNet, memory_format
 
 EMBEDDED = Path(__file__).parent / "assets" / "emoji64"
-IGNORED = (".md", ".json", ".py")  # what may lie in a weights folder and is no weights
-SUBFOLDERS = ("unet", "vqvae")  # of diffusers' layout
 
 
 @dataclass
@@ -164,15 +162,6 @@ def find_parts(folder: Path) -> tuple[dict[str, tuple[Path, dict[str, Tensor]]],
         raise ValueError(f"{folder}: {', '.join(wrong)}. Found: {'; '.join(seen) or 'nothing'}. "
                          "See weights.md")
     return files, seen
-
-
-def candidates(folder: Path) -> list[Path]:
-    """The files of a weights folder that may hold weights, in the order of their names."""
-    paths = list(folder.iterdir())
-    for name in SUBFOLDERS:
-        paths += (folder / name).glob("*")
-    return [path for path in sorted(paths)
-            if path.is_file() and path.name[0] != "." and path.suffix not in IGNORED]
 
 
 def null_class(unet: UNet, path: Path, files: dict, folder: Path) -> Tensor:

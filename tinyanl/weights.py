@@ -2,7 +2,7 @@
 
     python -m tinyanl.weights                                              the table
     python -m tinyanl.weights get imagenet256 --to weights/imagenet256     the paper's set
-    python -m tinyanl.weights check weights/imagenet256/*                  what a file is
+    python -m tinyanl.weights check weights/imagenet256                    what its files are
 
 Nothing is downloaded unless `get` is asked for it.
 """
@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from .checkpoint import FID, SIZES, load_checkpoint, refuse_bomb
 from .download import fetch, part_of, sha256_of
-from .identify import Found, build, identify, inspect, null_class_warning
+from .identify import (
+    IGNORED,
+    Found,
+    build,
+    candidates,
+    identify,
+    inspect,
+    null_class_warning,
+)
 from .runs import command, mistakes_in_one_line
 
 __all__ = ["TABLE", "Found", "File", "check", "get", "identify", "inspect", "load_checkpoint"]
@@ -188,7 +196,7 @@ def get(names: list[str], folder: Path) -> bool:
             print(f"{file.name}, licence {file.licence}\n    to {path}")
             get_file(file, path)
     paths = [folder / file.saved_as for file in files]
-    checks = [check(path) for path in paths if path.suffix != ".json"]
+    checks = [check(path) for path in paths]
     return all(checks)
 
 
@@ -245,7 +253,17 @@ def examine(path: Path) -> tuple[Found, str | None]:
 
 
 def check(path: Path) -> bool:
-    """Print what a file is, its size, its SHA-256 and what is wrong with it; True if nothing is."""
+    """Print what a file is, its size, its SHA-256 and what is wrong with it; True if nothing is. Of
+    a folder: of every file that --weights would look into."""
+    if path.is_dir():
+        files = candidates(path)
+        if not files:
+            print(f"{path}\n  what     a folder without files for --weights")
+        checks = [check(file) for file in files]
+        return all(checks)
+    if path.is_file() and path.suffix in IGNORED:
+        print(f"{path}\n  what     settings or text, not weights: passed over")
+        return True
     found, warning = examine(path)
     print(f"{path}\n  what     {found.name}")
     if path.is_file() and os.access(path, os.R_OK):
@@ -289,12 +307,13 @@ def print_released_files() -> None:
 def main(argv: list[str] | None = None) -> int:
     p = command("weights", __doc__)
     p.add_argument("command", nargs="?", choices=["get", "check"], help="without: print the table")
-    p.add_argument("names", nargs="*", help="get: rows of the table, or sets; check: files")
+    p.add_argument("names", nargs="*", help="get: sets, or rows of the table; check: files")
     p.add_argument("--to", type=Path, help="get: the folder they go into (weights/ and the set)")
     args = p.parse_args(argv)
-    if args.command and not args.names:
-        p.error(f"{args.command} what? " + ("files" if args.command == "check" else
-                                            f"{', '.join(SETS)}, or rows of the table"))
+    if args.command == "get" and not args.names:
+        p.error(f"get what? {', '.join(SETS)}, or rows of the table")
+    if args.command == "check" and not args.names:
+        p.error("check which files or folders?")
     stopped = "stopped: what has arrived is kept, and the same command goes on there"
     with mistakes_in_one_line(p, stopped):
         if args.command == "check":
