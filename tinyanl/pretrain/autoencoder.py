@@ -26,7 +26,9 @@ CRITIC_LAYERS = 3  # of CLIP's vision tower, whose patch tokens are compared
 
 
 class PatchFeatures(nn.Module):
-    """The first layers of CLIP's vision tower: (B 3 S S) in [-1, 1] -> unit tokens (B N W)."""
+    """The first layers of CLIP's vision tower: (B 3 S S) in [-1, 1] -> unit tokens (B N W).
+
+    The CLIP that is given loses the layers behind them."""
 
     def __init__(self, clip: CLIP, layers: int):
         super().__init__()
