@@ -330,6 +330,9 @@ def test_every_name_is_renamed_to_a_released_one_both_ways(full):
     ("unet", {"freq_shift": 1}, "freq_shift is 1, not 0"),
     ("unet", {"norm_eps": 1e-6}, "norm_eps is 1e-06"),
     ("unet", {"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift"),
+    ("unet", {"attention_head_dim": "wide"}, "attention_head_dim is 'wide'"),
+    ("unet", {"attention_head_dim": 0}, "attention_head_dim is 0"),
+    ("unet", {"attention_head_dim": 48}, "get the whole file"),  # divides no block
     ("vqvae", {"norm_type": "spatial"}, "norm_type is 'spatial'"),
     ("scheduler", {"beta_end": 0.012}, "scheduler_config.json says that beta_end is 0.012"),
     ("scheduler", {"prediction_type": "v_prediction"}, "prediction_type is 'v_prediction'"),
@@ -344,6 +347,18 @@ def test_settings_that_leave_no_trace_in_tensors_are_read(
         load_base(tmp_path, "cpu")
     weights = "unet" if part == "scheduler" else part
     assert main(["check", str(tmp_path / weights / "diffusion_pytorch_model.bin")]) == 1
+
+
+def test_a_misshapen_attention_in_diffusers_layout_is_no_traceback(small_diffusers, tmp_path):
+    write_diffusers(tmp_path, *small_diffusers)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.bin"
+    state = torch.load(path, weights_only=True)
+    name = "mid_block.attentions.0.to_q.weight"
+    for wrong in (state[name][:-1], state[name].flatten()):
+        torch.save(state | {name: wrong}, path)
+        assert main(["check", str(path)]) == 1
+        with pytest.raises(ValueError, match="get the whole file"):
+            load_base(tmp_path, "cpu")
 
 
 def test_heads_are_as_wide_as_config_json_says_and_unknown_without_it(small_diffusers, tmp_path):
@@ -384,3 +399,6 @@ def test_what_else_is_in_diffusers_layout_is_named_and_refused():
     assert "AutoencoderKL" in found.name and "trained on its latents" in found.problem
     config = {"_class_name": "UNet2DModel", "norm_num_groups": 32}
     assert "other groups" in identify(narrow, config).problem
+    with torch.device("meta"):
+        narrow = VQModel(**(vqmodel((32, 64), 1, 8) | {"norm_num_groups": 8})).state_dict()
+    assert "other groups" in identify(narrow).problem

@@ -57,6 +57,7 @@ HUGGING_FACE_CLIP = (
     "visual_projection.weight",
     "text_model.embeddings.token_embedding.weight",
 )
+OTHER_GROUPS = "channels its norms have other groups than tinyanl's"
 TIMM_PATCHES = "patch_embed.proj.weight"
 Shapes = dict[str, tuple[int, ...]]
 IGNORED = (".md", ".json", ".py")  # what may lie in a weights folder and is no weights
@@ -91,7 +92,7 @@ def recognise(
         found, released = recognise_unwrapped(tensors, config or {})
         if found:
             if tensors.keys() != state.keys():
-                wrapped = next(iter(state))
+                wrapped = next(name for name in state if name not in tensors)
                 found = found._replace(name=f"{found.name}; names are wrapped as in {wrapped}")
             return found, released
         first = {name.partition(".")[0] for name in tensors}
@@ -114,7 +115,7 @@ def recognise_unwrapped(
             found, state = find_ldm(state)
         if found is None:
             found = find_clip(state, config)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         problem = f"a tensor is missing or misshapen: {error!r}; get the whole file"
         return Found("part of an LDM or CLIP", (), problem), state
     if "Mixed_7c.branch_pool.conv.weight" in state and len(state.get("fc.weight", ())) == 1008:
@@ -268,13 +269,16 @@ def find_diffusers(
         return Found("the first stage of Stable Diffusion (AutoencoderKL) in diffusers' layout", (),
                      "no U-Net that tinyanl reads was trained on its latents: get "
                      "CompVis/ldm-celebahq-256 or an LDM (python -m tinyanl.weights)"), state
-    wrong = differences(config, FIRST_STAGE_CONFIG)
-    released = {} if wrong else first_stage_from_diffusers(state)
-    found = find_ldm(released)[0] if released else Found("a VQModel", ())
+    channels = len(state["encoder.conv_in.weight"])
     problem = None
-    if wrong:
+    if wrong := differences(config, FIRST_STAGE_CONFIG):
         problem = f"its config.json says that {', '.join(wrong)}: get CompVis/ldm-celebahq-256"
-    return found._replace(name=f"{found.name}, diffusers' layout", problem=problem), released
+    elif channels < 128:
+        problem = f"with {channels} {OTHER_GROUPS}: get CompVis/ldm-celebahq-256"
+    if problem:
+        return Found("a VQModel in diffusers' layout", ("autoencoder",), problem), state
+    found, released = find_ldm(first_stage_from_diffusers(state))
+    return found._replace(name=f"{found.name}, diffusers' layout"), released
 
 
 def find_diffusers_unet(
@@ -289,17 +293,15 @@ def find_diffusers_unet(
         return Found(f"a Stable Diffusion {version} U-Net in diffusers' layout", ("unet",),
                      f"it is conditioned on texts, {context[0]} numbers a word, and tinyanl has "
                      f"none for it: {remedy}"), state
-    widths = len(state["conv_in.weight"])
+    channels = len(state["conv_in.weight"])
     problem = diffusers_unet_problem(state, config)
     if problem:
-        return Found(f"a UNet2DModel of {widths} channels in diffusers' layout", ("unet",),
+        return Found(f"a UNet2DModel of {channels} channels in diffusers' layout", ("unet",),
                      f"{problem}: {remedy}"), state
     is_described = config.get("_class_name") == "UNet2DModel"
-    head_channels = config.get("attention_head_dim", 8) if is_described else 32
-    released = {UNET + name: value
-                for name, value in unet_from_diffusers(state, head_channels).items()}
-    found, released = find_ldm(released)
-    released["head_channels"] = torch.tensor(head_channels or 0)
+    width = config.get("attention_head_dim", 8) if is_described else 32  # 8: diffusers' default
+    found, released = find_ldm(unet_from_diffusers(state, width))
+    released["head_channels"] = torch.tensor(width or 0)
     if isinstance(config.get("sample_size"), int) and is_described:
         released["latent_size"] = torch.tensor(config["sample_size"])
     return found._replace(name=f"{found.name}, diffusers' layout"), released
@@ -315,10 +317,13 @@ def diffusers_unet_problem(state: dict[str, Tensor], config: dict) -> str | None
                 "cannot be used")
     if wrong := differences(config if is_described else {}, UNET_CONFIG):
         return f"its config.json says that {', '.join(wrong)}"
+    heads = config.get("attention_head_dim") if is_described else None
+    if heads is not None and not (isinstance(heads, int) and heads > 0):
+        return f"its config.json says that attention_head_dim is {heads!r}"
     if wrong := differences(config.get("scheduler", {}), SCHEDULE_CONFIG):
         return f"its scheduler_config.json says that {', '.join(wrong)}"
     if channels < 128:
-        return f"with {channels} channels its norms have other groups than tinyanl's"
+        return f"with {channels} {OTHER_GROUPS}"
     return None
 
 
@@ -351,13 +356,20 @@ def find_clip(state: dict[str, Tensor], config: dict) -> Found | None:
     pixels = patch * math.isqrt(tokens - 1)
     size = f"ViT ({pixels} px, patch {patch}, width {width}, embedding {dim})"
     name = VITS.get((pixels, patch, width, dim), size)
-    problem = None
+    return Found(f"CLIP {name}{layout}", ("clip",), activation_problem(config))
+
+
+def activation_problem(config: dict) -> str | None:
+    """Why a CLIP would embed wrongly, by the config.json that transformers writes."""
     for tower in ("vision_config", "text_config"):
-        activation = (config.get(tower) or {}).get("hidden_act", "quick_gelu")
+        settings = config.get(tower)
+        activation = "quick_gelu"  # transformers' default
+        if isinstance(settings, dict):
+            activation = settings.get("hidden_act", activation)
         if activation != "quick_gelu":
-            problem = (f"its config.json says {activation}, and only CLIPs trained with QuickGELU "
-                       "fit: get OpenAI's (python -m tinyanl.weights)")
-    return Found(f"CLIP {name}{layout}", ("clip",), problem)
+            return (f"its config.json says {activation}, and only CLIPs trained with QuickGELU "
+                    "fit: get OpenAI's (python -m tinyanl.weights)")
+    return None
 
 
 # Files
@@ -413,7 +425,7 @@ def read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error}): get it again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object: get it again")
