@@ -1,10 +1,16 @@
+import os
 import signal
 from functools import partial
 
 import pytest
+import torch
 
 from tinyanl import models, sample, train
 from tinyanl.experiments import semi_supervised
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: a core for each
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 
 @pytest.fixture(scope="module")
