@@ -21,9 +21,9 @@ def base():
 
 @pytest.fixture(autouse=True, scope="session")
 def exact_and_quick():
-    """Tests compare exact numbers: float32 even where the CPU has bf16. The grids that training draws take two steps,
-    as they are not what is tried. Neither holds in processes that tests start. Ctrl-C is listened to, which a shell has
-    its jobs in the background not do."""
+    """Tests compare exact numbers: float32 even where the CPU has bf16. The grids that training
+    draws take two steps, as they are not what is tried. Neither holds in processes that tests
+    start. Ctrl-C is listened to, which a shell has its jobs in the background not do."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         for module in (models, semi_supervised):

@@ -1,11 +1,13 @@
-"""Kill a training run, resume it, and compare what is left with a run that was never killed, bit for bit.
+"""Kill a training run, resume it, and compare what is left with a run that was never killed, bit
+for bit.
 
     python tests/kills.py 100 FOLDER
 
-Half of the kills come at a random moment, half inside a save: when a file is half written, whole but not yet renamed,
-or just renamed. A run may be killed twice. It is forked from a process that has loaded the models, and small, so that a kill
-costs about two seconds; everything else is the program as it is.
-"""
+Half of the kills come at a random moment, half inside a save: when a file is half written, whole
+but not yet renamed, or just renamed. A run may be killed twice. It is forked from a process that
+has loaded the models, and small, so that a kill costs about two seconds; everything else is the
+program as it is."""
+
 import json
 import os
 import random
@@ -35,9 +37,16 @@ def same(a: object, b: object) -> bool:
 
 def left(out: Path) -> list:
     """Everything that a run leaves behind."""
-    return [{name: torch.load(out / name, weights_only=True) for name in ("state.pt", "adapter.pt")},
-            *(sorted((str(p.relative_to(out)), p.read_bytes()) for p in out.rglob("*")
-                     if p.suffix in (".png", ".json", ".jsonl")))]
+    return [
+        {name: torch.load(out / name, weights_only=True) for name in ("state.pt", "adapter.pt")},
+        *(
+            sorted(
+                (str(p.relative_to(out)), p.read_bytes())
+                for p in out.rglob("*")
+                if p.suffix in (".png", ".json", ".jsonl")
+            )
+        ),
+    ]
 
 
 def die_in_a_save(nth: int, phase: str) -> None:
@@ -80,7 +89,9 @@ def main(kills: int, folder: Path) -> None:
     start = time.time()
     assert os.waitpid(fork(folder / "whole", data), 0)[1] == 0
     whole, seconds = left(folder / "whole"), time.time() - start
-    writes = 1 + 3 * (STEPS // 3 + 2) + 4  # of a run, about: some numbers are never reached, and that child ends unharmed
+    writes = (
+        1 + 3 * (STEPS // 3 + 2) + 4
+    )  # of a run, about: some numbers are never reached, and that child ends unharmed
 
     dice, killed, tally, runs = random.Random(kills), 0, {}, 0
     while killed < kills:

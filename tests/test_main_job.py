@@ -1,4 +1,6 @@
-"""The README's first command, half of its steps: are they flowers? Minutes long, so behind -m slow."""
+"""The README's first command, half of its steps: are they flowers? Minutes long, so behind -m
+slow."""
+
 from itertools import product
 from pathlib import Path
 
@@ -13,12 +15,19 @@ from tinyanl.sample import sample, to_uint8
 from tinyanl.train import split, train
 from tinyanl.tune import tunable
 
-FLOWERS = [f"a {colour} {kind} {stem}{words}"
-           for kind in KINDS for colour, stem, words in product(COLOURS, ("", "on a stem "), BACKGROUNDS)]
-# the labels of all emoji but the flowers (emojibase-data, MIT), said in four of the ways that CLIP was trained on
+FLOWERS = [
+    f"a {colour} {kind} {stem}{words}"
+    for kind in KINDS
+    for colour, stem, words in product(COLOURS, ("", "on a stem "), BACKGROUNDS)
+]
+# the labels of all emoji but the flowers (emojibase-data, MIT), said in four of the ways that CLIP
+# was trained on
 LABELS = (Path(__file__).parent / "emoji_labels.txt").read_text().splitlines()
-OTHERS = [form.format(label) for form in ("{}", "a {}", "a drawing of a {}", "a 3d icon of a {} on a white background")
-          for label in LABELS]
+OTHERS = [
+    form.format(label)
+    for form in ("{}", "a {}", "a drawing of a {}", "a 3d icon of a {} on a white background")
+    for label in LABELS
+]
 
 
 @torch.no_grad()
@@ -27,12 +36,18 @@ def share_of_flowers(run, cond, seeds):
     samples = torch.cat([to_uint8(sample(run, cond, seed=seed)) for seed in range(seeds)])
     embeddings = embed_pictures(run.base, samples)
     flowers, others = (embed_texts(run.base, captions) for captions in (FLOWERS, OTHERS))
-    return ((embeddings @ flowers.T).amax(1) > (embeddings @ others.T).amax(1)).float().mean().item()
+    return (
+        ((embeddings @ flowers.T).amax(1) > (embeddings @ others.T).amax(1)).float().mean().item()
+    )
 
 
 @pytest.mark.slow
-def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(tmp_path, monkeypatch):
-    monkeypatch.setattr("tinyanl.models.has_bf16", has_bf16)  # as a user trains, not as conftest.py would
+def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        "tinyanl.models.has_bf16", has_bf16
+    )  # as a user trains, not as conftest.py would
     data = tmp_path / "flowers"
     write(data)
     run = load_run(train(data, steps=500, sample_every=500, out=tmp_path / "run"))

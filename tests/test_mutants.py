@@ -196,7 +196,7 @@ def test_accumulate_and_checkpoint_reach_the_loss_and_the_unet(data, tmp_path, m
         loss, "denoising_loss", lambda run, *own: sizes.append(len(own[0])) or loss_of(run, *own)
     )
     train(data, steps=2, batch=8, out=tmp_path / "run", device="cpu", accumulate=4, checkpoint=True)
-    assert base.unet.checkpointing and sizes == [2] * 8
+    assert base.unet.checkpointing and sizes == [2] * 8 + [64] * 2
 
 
 def test_the_embedded_weights_are_as_good_as_their_readme_says(base, paths):

@@ -1,4 +1,6 @@
-"""The main job on the embedded model: training, what a run leaves behind, loading, resuming, and the command lines."""
+"""The main job on the embedded model: training, what a run leaves behind, loading, resuming, and
+the command lines."""
+
 import gzip
 import json
 import os
@@ -14,14 +16,16 @@ from torch.testing import assert_close
 
 from tinyanl import models
 from tinyanl.data import scan, to_square
+from tinyanl.dataset import Batch, TrainingData, curve_batch, training_batch
 from tinyanl.encode import embed_texts, encode
 from tinyanl.flowers import draw
-from tinyanl.dataset import Batch, TrainingData, curve_batch, training_batch
 from tinyanl.loss import curve_loss, denoising_loss
 from tinyanl.models import EMBEDDED, Run, has_bf16, load_base, load_run, split
 from tinyanl.runs import join_processes
-from tinyanl.sample import main as sample_main, sample
-from tinyanl.train import main as train_main, train
+from tinyanl.sample import main as sample_main
+from tinyanl.sample import sample
+from tinyanl.train import main as train_main
+from tinyanl.train import train
 from tinyanl.tune import tunable
 
 train_module, encode_module = sys.modules["tinyanl.train"], sys.modules["tinyanl.encode"]
@@ -46,12 +50,21 @@ def run_folder(flowers, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(flowers, tmp_path_factory):
-    return train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path_factory.mktemp("whole") / "run", device="cpu")
+    return train(
+        flowers,
+        steps=5,
+        batch=8,
+        sample_every=9,
+        out=tmp_path_factory.mktemp("whole") / "run",
+        device="cpu",
+    )
 
 
 def fresh_run(base):
     torch.manual_seed(0)
-    return Run(base, tunable(base), torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {}, [])
+    return Run(
+        base, tunable(base), torch.zeros(base.clip.dim), torch.zeros(base.clip.dim), 1.0, {}, []
+    )
 
 
 def random_batch(base, n=2):
@@ -64,12 +77,20 @@ def test_bf16_is_close_and_the_device_decides_on_it(base, monkeypatch):
     z0, cond, t, _ = random_batch(base)
     for tune in ("anl", "all"):
         model = tunable(base, tune)
-        exact, quick = (Run(replace(base, bf16=on), model, None, None, 1.0, {}, []).bind(cond)(z0, t).detach()
-                        for on in (False, True))
+        exact, quick = (
+            Run(replace(base, bf16=on), model, None, None, 1.0, {}, []).bind(cond)(z0, t).detach()
+            for on in (False, True)
+        )
         assert quick.dtype == torch.float32 and 1e-5 < (quick - exact).norm() / exact.norm() < 0.03
     for native in (False, True):
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+        monkeypatch.setattr(
+            torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native, raising=False
+        )
+        monkeypatch.setattr(
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation, native=native: native or including_emulation,
+        )
         assert has_bf16(torch.device("cpu")) is native is has_bf16(torch.device("cuda"))
         assert not has_bf16(torch.device("mps"))
 
@@ -84,7 +105,9 @@ def test_base_is_frozen_in_eval_mode_and_float32(base):
 def test_only_anl_tensors_get_gradients(base):
     run = fresh_run(base)
     denoising_loss(run, *random_batch(base)).backward()
-    assert all(p.grad is None for m in (base.unet, base.autoencoder, base.clip) for p in m.parameters())
+    assert all(
+        p.grad is None for m in (base.unet, base.autoencoder, base.clip) for p in m.parameters()
+    )
     assert any(p.grad.abs().max() > 0 for p in run.model.parameters())
 
 
@@ -96,7 +119,8 @@ def test_a_fresh_run_predicts_what_the_base_predicts(base):
 
 
 def test_two_pictures_are_overfitted(base, flowers):
-    """At fixed noise and times the loss on two pictures falls far below what the frozen base reaches."""
+    """At fixed noise and times the loss on two pictures falls far below what the frozen base
+    reaches."""
     run, (_, _, t, eps) = fresh_run(base), random_batch(base)
     latents, embeddings = encode(base, [flowers / "0.png", flowers / "1.png"])
     batch = latents[:, 0], embeddings[:, 0] * base.clip.dim**0.5, t, eps
@@ -115,7 +139,9 @@ def test_masks_all_ones_is_no_mask_and_rate_one_is_unconditional(run_folder):
     cond = torch.randn(2, run.base.clip.dim, generator=torch.Generator().manual_seed(1))
     plain = sample(run, cond, steps=4)
     assert torch.equal(sample(run, cond, mask_rate=0.0, steps=4), plain)
-    assert torch.equal(sample(run, cond, mask_rate=1.0, steps=4), sample(run, torch.zeros_like(cond), steps=4))
+    assert torch.equal(
+        sample(run, cond, mask_rate=1.0, steps=4), sample(run, torch.zeros_like(cond), steps=4)
+    )
     unconditional = sample(run, torch.zeros_like(cond), steps=4)
     assert_close(sample(run, cond, guidance=0.0, steps=4), unconditional, atol=1e-4, rtol=0)
     assert not torch.equal(sample(run, cond, mask_rate=0.5, steps=4), plain)
@@ -124,20 +150,34 @@ def test_masks_all_ones_is_no_mask_and_rate_one_is_unconditional(run_folder):
 def test_samples_do_not_depend_on_the_batch_size(run_folder):
     run = load_run(run_folder, device="cpu")
     cond = torch.randn(3, run.base.clip.dim, generator=torch.Generator().manual_seed(1))
-    x = sample(run, cond, steps=4, mask_rate=0.3, eta=0.0)  # with eta the noise is drawn batch by batch
-    assert x.shape == (3, 3, 64, 64) and -1 <= x.min() and x.max() <= 1
+    x = sample(
+        run, cond, steps=4, mask_rate=0.3, eta=0.0
+    )  # with eta the noise is drawn batch by batch
+    assert x.shape == (3, 3, 64, 64) and x.min() >= -1 and x.max() <= 1
     assert_close(sample(run, cond, steps=4, mask_rate=0.3, eta=0.0, batch=2), x, atol=1e-4, rtol=0)
 
 
 def test_run_folder_holds_what_the_design_says(run_folder):
-    assert {p.name for p in run_folder.iterdir()} == {"config.json", "adapter.pt", "state.pt", "log.jsonl", "samples",
-                                                      "filmstrip.png", "index.html", ".lock"}
-    assert [p.name for p in sorted((run_folder / "samples").iterdir())] == [f"step_{s:06d}.png" for s in (0, 2, 4)]
+    assert {p.name for p in run_folder.iterdir()} == {
+        "config.json",
+        "adapter.pt",
+        "state.pt",
+        "log.jsonl",
+        "samples",
+        "filmstrip.png",
+        "index.html",
+        ".lock",
+    }
+    assert [p.name for p in sorted((run_folder / "samples").iterdir())] == [
+        f"step_{s:06d}.png" for s in (0, 2, 4)
+    ]
     rows = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 4 and rows[-1]["loss"] > 0 and rows[-1]["held_out"] > 0
     adapter = torch.load(run_folder / "adapter.pt", weights_only=True)
     assert adapter["step"] == 4 and adapter["mu"].shape == (128,) and adapter["sigma"] > 0
-    assert Image.open(run_folder / "filmstrip.png").width == 4 * 66 + 2  # the condition and three checkpoints
+    assert (
+        Image.open(run_folder / "filmstrip.png").width == 4 * 66 + 2
+    )  # the condition and three checkpoints
 
 
 def test_the_condition_is_centred_with_unit_spread(run_folder, flowers, base):
@@ -160,7 +200,10 @@ def test_a_fresh_process_predicts_the_same_bit_for_bit(run_folder, base, tmp_pat
             torch.save(run.bind(cond)(z, t), sys.argv[3])"""
     z, cond, t, _ = random_batch(base)
     torch.save((z, cond, t), tmp_path / "in.pt")
-    subprocess.run([sys.executable, "-c", code, run_folder, tmp_path / "in.pt", tmp_path / "out.pt"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", code, run_folder, tmp_path / "in.pt", tmp_path / "out.pt"],
+        check=True,
+    )
     with torch.no_grad():
         expected = load_run(run_folder, device="cpu").bind(cond)(z, t)
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
@@ -187,15 +230,25 @@ def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):
     out = train(flowers, out=tmp_path / "run", device="cpu", dry_run=True)
     said = capsys.readouterr().out
     assert not out.exists()
-    for words in ("12 pictures", "1 held out", "64 px", "3,409,920 parameters", "effective batch 32",
-                  "learning rate 0.002 (by a sweep", " s a step, ", " MB at most"):
+    for words in (
+        "12 pictures",
+        "1 held out",
+        "64 px",
+        "3,409,920 parameters",
+        "effective batch 32",
+        "learning rate 0.002 (by a sweep",
+        " s a step, ",
+        " MB at most",
+    ):
         assert words in said
 
 
 def test_split_holds_out_a_tenth_and_at_least_one():
     for n, held in ((2, 1), (10, 1), (29, 2), (200, 20)):
         train_ids, held_ids = split(range(n), seed=0)
-        assert len(held_ids) == held and sorted([*train_ids.tolist(), *held_ids.tolist()]) == list(range(n))
+        assert len(held_ids) == held and sorted([*train_ids.tolist(), *held_ids.tolist()]) == list(
+            range(n)
+        )
     for alone in ["a"], ["a", "a"]:
         with pytest.raises(ValueError, match="at least 2"):
             split(alone, seed=0)
@@ -220,11 +273,17 @@ def test_a_picture_of_five_captions_is_trained_on_or_held_out_as_a_whole():
 
 
 def test_batches_depend_on_seed_and_step_alone_and_drop_a_tenth_of_the_conditions():
-    latents, cond, ids = torch.randn(10, 2, 3, 4, 4), torch.ones(10, 2, 64), torch.tensor([1, 2, 4, 7, 9])
+    latents, cond, ids = (
+        torch.randn(10, 2, 3, 4, 4),
+        torch.ones(10, 2, 64),
+        torch.tensor([1, 2, 4, 7, 9]),
+    )
     a, b = (training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=7) for _ in range(2))
-    counts = torch.stack([(a[0] == view).flatten(1).all(1).sum() for view in latents.flatten(0, 1)]).view(10, 2)
+    counts = torch.stack(
+        [(a[0] == view).flatten(1).all(1).sum() for view in latents.flatten(0, 1)]
+    ).view(10, 2)
     assert (counts[ids] > 300).all() and counts.sum() == 4000  # both views of those, and no other
-    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert not torch.equal(a[2], training_batch(latents, cond, ids, 4000, 0.0, seed=1, step=8)[2])
     dropped = (a[1] == 0).all(1).float().mean().item()
     assert abs(dropped - 0.1) < 0.02 and (a[1].mean(1) % 1 == 0).all()  # each whole or gone
@@ -236,11 +295,13 @@ def test_curve_batch_is_always_the_same_and_covers_all_times():
     latents, cond, ids = torch.randn(9, 2, 3, 4, 4), torch.randn(9, 2, 8), torch.tensor([0, 3, 8])
     a, b = curve_batch(latents, cond, ids), curve_batch(latents, cond, ids)
     assert torch.equal(a[0][:4], latents[[0, 3, 8, 0], 0])
-    assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     assert len(a[2].unique()) == 64 and a[2].min() < 16 and a[2].max() > 983
 
 
-def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, flowers, tmp_path, monkeypatch):
+def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(
+    base, flowers, tmp_path, monkeypatch
+):
     paths = [picture.path for picture in scan(flowers, 64).pictures]
     expected = encode(base, paths, batch=1)
     assert not (tmp_path / "cache").exists()
@@ -259,9 +320,9 @@ def test_what_memory_cannot_hold_is_mapped_and_goes_on_where_it_stopped(base, fl
         encode(base, paths, batch=1, cache=tmp_path / "cache")
     mapped = encode(base, paths, batch=1, cache=tmp_path / "cache")
     assert read == [*paths[:8], *paths[5:]]
-    assert all(torch.equal(a, b) for a, b in zip(mapped, expected))
+    assert all(torch.equal(a, b) for a, b in zip(mapped, expected, strict=True))
     again = encode(base, paths, cache=tmp_path / "cache")  # none is read
-    assert all(torch.equal(a, b) for a, b in zip(again, expected))
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
     assert len(read) == 15
     os.utime(paths[3])  # another picture under an old name, for all that is known
     encode(base, paths, cache=tmp_path / "cache")
@@ -284,7 +345,10 @@ def test_weights_folder_errors_list_what_was_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="weights.md"):
         load_base(tmp_path / "none")
     (tmp_path / "merges.txt.gz").write_bytes((EMBEDDED / "merges.txt.gz").read_bytes())
-    with pytest.raises(ValueError, match="unet is missing, autoencoder is missing, clip is missing.*merges.txt.gz: BPE"):
+    with pytest.raises(
+        ValueError,
+        match="unet is missing, autoencoder is missing, clip is missing.*merges.txt.gz: BPE",
+    ):
         load_base(tmp_path)
     for name in ("clip.pt", "ldm.ckpt"):
         (tmp_path / name).write_bytes((EMBEDDED / name).read_bytes())
@@ -312,21 +376,51 @@ def test_an_adapter_for_another_base_is_refused(run_folder, tmp_path):
         load_run(run_folder, weights=tmp_path, device="cpu")
 
 
-@pytest.mark.parametrize("what", [["--like", "FLOWERS"], ["--text", "a red rose", "a blue daisy"], []])
+@pytest.mark.parametrize(
+    "what", [["--like", "FLOWERS"], ["--text", "a red rose", "a blue daisy"], []]
+)
 def test_sample_command_writes_pictures_and_a_grid(run_folder, flowers, tmp_path, what):
     what = [str(flowers) if word == "FLOWERS" else word for word in what]
-    sample_main(["--run", str(run_folder), *what, "--n", "3", "--steps", "2", "--mask-rate", "0.3", "--guidance", "2",
-                 "--device", "cpu", "--out", str(tmp_path)])
-    assert {p.name for p in tmp_path.iterdir()} == {"0000.png", "0001.png", "0002.png", "grid.png", "sample.json"}
+    sample_main(
+        [
+            "--run",
+            str(run_folder),
+            *what,
+            "--n",
+            "3",
+            "--steps",
+            "2",
+            "--mask-rate",
+            "0.3",
+            "--guidance",
+            "2",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "0000.png",
+        "0001.png",
+        "0002.png",
+        "grid.png",
+        "sample.json",
+    }
     assert Image.open(tmp_path / "0000.png").size == (64, 64)
 
 
-@pytest.mark.parametrize("command, arguments, words", [
-    (train_main, ["--data", "nowhere"], "nowhere does not exist"),
-    (train_main, ["--data", ".", "--steps", "0"], "steps=0"),
-    (sample_main, ["--run", "nowhere"], "adapter.pt does not exist"),
-])
-def test_mistakes_on_the_command_line_are_one_line_without_traceback(command, arguments, words, capsys):
+@pytest.mark.parametrize(
+    "command, arguments, words",
+    [
+        (train_main, ["--data", "nowhere"], "nowhere does not exist"),
+        (train_main, ["--data", ".", "--steps", "0"], "steps=0"),
+        (sample_main, ["--run", "nowhere"], "adapter.pt does not exist"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line_without_traceback(
+    command, arguments, words, capsys
+):
     with pytest.raises(SystemExit) as exit:
         command(arguments)
     said = capsys.readouterr().err
@@ -341,7 +435,8 @@ def test_texts_and_pictures_give_unit_embeddings(base, flowers):
 
 
 def test_captions_count_however_long_and_many_they_are(base, tmp_path):
-    """Training takes their mean alone, so a caption beyond CLIP's context is cut: nobody mends 200 of them by hand."""
+    """Training takes their mean alone, so a caption beyond CLIP's context is cut: nobody mends 200
+    of them by hand."""
     texts = [f"a red rose {'with green leaves ' * i}" for i in range(12)]
     data = tmp_path / "data"
     data.mkdir()
@@ -364,13 +459,17 @@ def test_cached_latents_are_those_of_the_pictures_and_their_mirror_images(base, 
     latents, _ = encode(base, [flowers / "0.png"])
     x = to_square(Image.open(flowers / "0.png"), 64)
     with torch.no_grad():
-        assert_close(latents[0], base.autoencoder.encode(torch.stack([x, x.flip(-1)])), atol=1e-5, rtol=1e-5)
+        assert_close(
+            latents[0], base.autoencoder.encode(torch.stack([x, x.flip(-1)])), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_sample_command_numbers_its_folders_so_that_earlier_pictures_stay(run_folder):
     for _ in range(2):
         sample_main(["--run", str(run_folder), "--n", "1", "--steps", "2", "--device", "cpu"])
-    assert (run_folder / "drawn_000" / "grid.png").exists() and (run_folder / "drawn_001" / "grid.png").exists()
+    assert (run_folder / "drawn_000" / "grid.png").exists() and (
+        run_folder / "drawn_001" / "grid.png"
+    ).exists()
 
 
 PROCESSES = """if True:
@@ -401,43 +500,77 @@ def same_first_step(one, other):
 
 @pytest.fixture(scope="module")
 def first_step(flowers, tmp_path_factory):
-    return train(flowers, steps=1, batch=8, sample_every=9, device="cpu",
-                 out=tmp_path_factory.mktemp("first") / "run")
+    return train(
+        flowers,
+        steps=1,
+        batch=8,
+        sample_every=9,
+        device="cpu",
+        out=tmp_path_factory.mktemp("first") / "run",
+    )
 
 
 def test_a_batch_in_parts_trains_the_same(flowers, first_step, tmp_path):
-    parts = train(flowers, steps=1, batch=8, sample_every=9, out=tmp_path / "run", device="cpu",
-                  accumulate=4)
+    parts = train(
+        flowers, steps=1, batch=8, sample_every=9, out=tmp_path / "run", device="cpu", accumulate=4
+    )
     same_first_step(first_step, parts)
 
 
-def test_two_processes_train_the_same_and_one_writes_and_resumes(flowers, first_step, whole,
-                                                                 tmp_path):
+def test_two_processes_train_the_same_and_one_writes_and_resumes(
+    flowers, first_step, whole, tmp_path
+):
     (tmp_path / "two.py").write_text(PROCESSES)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
 
     def both(steps, *flags):
-        command = [*torchrun, tmp_path / "two.py", "--data", flowers, "--out", tmp_path / "run",
-                   "--device", "cpu", "--steps", str(steps), "--batch", "8",
-                   "--sample-every", "9", *flags]
-        return subprocess.run(command, capture_output=True, text=True,
-                              env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
+        command = [
+            *torchrun,
+            tmp_path / "two.py",
+            "--data",
+            flowers,
+            "--out",
+            tmp_path / "run",
+            "--device",
+            "cpu",
+            "--steps",
+            str(steps),
+            "--batch",
+            "8",
+            "--sample-every",
+            "9",
+            *flags,
+        ]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
 
     one = both(1)
     assert one.returncode == 0, one.stderr
     same_first_step(first_step, tmp_path / "run")
     for name in ("training", "held_out"):  # each process computed its share of the curve
-        assert_close(last_row(tmp_path / "run")[name], last_row(first_step)[name], atol=0,
-                     rtol=1e-3)
+        assert_close(
+            last_row(tmp_path / "run")[name], last_row(first_step)[name], atol=0, rtol=1e-3
+        )
     more = both(5, "--resume", "--accumulate", "2")
     assert more.returncode == 0, more.stderr
     assert "resumed    at step 1" in more.stdout and last_row(tmp_path / "run")["step"] == 5
     assert (one.stdout + more.stdout).count("base  ") == 2  # a run each, said by one of the two
     assert "effective batch 8 in 2 parts" in one.stdout
     assert "effective batch 8 in 4 parts" in more.stdout
-    assert_close(last_row(tmp_path / "run")["held_out"], last_row(whole)["held_out"], atol=0,
-                 rtol=0.02)
+    assert_close(
+        last_row(tmp_path / "run")["held_out"], last_row(whole)["held_out"], atol=0, rtol=0.02
+    )
     mistake = both(9)
     assert mistake.returncode != 0
     assert mistake.stderr.count("already has a config.json") == 1  # said once, not by each
@@ -449,7 +582,10 @@ def test_a_batch_that_does_not_split_is_refused(flowers, tmp_path):
 
 
 def test_checkpointing_trains_to_the_same_bits(flowers, tmp_path):
-    runs = [train(flowers, steps=2, batch=4, out=tmp_path / str(on), checkpoint=on) for on in (False, True)]
+    runs = [
+        train(flowers, steps=2, batch=4, out=tmp_path / str(on), checkpoint=on)
+        for on in (False, True)
+    ]
     plain, again = (torch.load(run / "adapter.pt")["trained"] for run in runs)
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
 
@@ -473,8 +609,11 @@ def test_a_run_inside_its_data_is_refused(flowers, tmp_path, monkeypatch):
 
 
 def test_running_out_of_memory_is_one_line_with_a_remedy(flowers, tmp_path, monkeypatch, capsys):
-    for error in (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-                  RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+
         def full(*args, error=error):
             raise error
 
@@ -507,9 +646,11 @@ def test_the_shares_of_a_curve_add_up_to_its_mean(base):
         assert_close(sum(parts), whole)
 
 
-def test_the_next_batch_is_drawn_before_the_numbers_of_a_step_are_read(flowers, tmp_path,
-                                                                      monkeypatch):
-    """A GPU is waited for once a step, when its loss is read: until then the CPU must have drawn."""
+def test_the_next_batch_is_drawn_before_the_numbers_of_a_step_are_read(
+    flowers, tmp_path, monkeypatch
+):
+    """A GPU is waited for once a step, when its loss is read: until then the CPU must have
+    drawn."""
     events = []
     batches, numbers = TrainingData.batch, train_module.read_numbers
 

@@ -213,9 +213,9 @@ class State:
         mine = self.state_dict()["same"]
         differing = [name for name in mine if state["same"].get(name, mine[name]) != mine[name]]
         if differing:
-            names = " and ".join(name.replace("files", "pictures") for name in differing)
-            raise ValueError(f"it was trained on other {names} than there are now: put them back, "
-                             "or give --out for a new run")
+            kinds = sorted({"weights" if name == "weights" else "pictures" for name in differing})
+            raise ValueError(f"the run was trained on other {' and '.join(kinds)} than there are "
+                             "now: put them back, or give --out for a new run")
         lr = self.optimizer.param_groups[0]["lr"]
         for name in self.live:
             self.live[name].copy_(state["live"][name])
