@@ -25,6 +25,7 @@ def exact_and_quick():
     draws take two steps, as they are not what is tried. Neither holds in processes that tests
     start. Ctrl-C is listened to, which a shell has its jobs in the background not do."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, where it runs the tests, ignores it
     with pytest.MonkeyPatch.context() as patch:
         for module in (models, semi_supervised):
             patch.setattr(module, "has_bf16", lambda device: device.type == "cuda")

@@ -1,9 +1,11 @@
 """The main job on the embedded model: training, what a run leaves behind, loading, resuming, and
 the command lines."""
 
+import argparse
 import gzip
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,11 +23,12 @@ from tinyanl.encode import embed_texts, encode
 from tinyanl.flowers import draw
 from tinyanl.loss import curve_loss, denoising_loss
 from tinyanl.models import EMBEDDED, Run, has_bf16, load_base, load_run, split
+from tinyanl.options import add_options
 from tinyanl.runs import join_processes
 from tinyanl.sample import main as sample_main
 from tinyanl.sample import sample
+from tinyanl.train import Options, resume_command, train
 from tinyanl.train import main as train_main
-from tinyanl.train import train
 from tinyanl.tune import tunable
 
 train_module, encode_module = sys.modules["tinyanl.train"], sys.modules["tinyanl.encode"]
@@ -666,3 +669,12 @@ def test_the_next_batch_is_drawn_before_the_numbers_of_a_step_are_read(
     monkeypatch.setattr(train_module, "read_numbers", read)
     train(flowers, steps=2, batch=4, sample_every=9, out=tmp_path / "run", device="cpu")
     assert events == ["draw 0", "draw 1", "read", "draw 2", "read"]
+
+
+def test_the_page_says_a_command_that_resumes_the_very_run(flowers, tmp_path):
+    options = Options(data=flowers, steps=7, tokens=2, out=tmp_path / "a run", uncentred=True)
+    command = shlex.split(resume_command(options))
+    assert command[:3] == ["python", "-m", "tinyanl.train"]
+    parser = add_options(argparse.ArgumentParser(), Options)
+    again = Options(**vars(parser.parse_args(command[3:])))
+    assert again == replace(options, resume=True)

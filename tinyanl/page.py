@@ -14,7 +14,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
        color: #222; background: #fff; }
 img { max-width: 100%; min-width: 50%; image-rendering: pixelated; }
-pre { background: #f4f4f4; padding: .7em; overflow-x: auto; }
+pre { background: #f4f4f4; padding: .7em; white-space: pre-wrap; }
 td { padding-right: 2em; }
 """
 
@@ -105,6 +105,8 @@ def loss_chart(log: list[dict]) -> str:
         colour = COLOURS[name]
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
                      'stroke-width="2"/>')
+        parts += [f'<circle cx="{x(row["step"]):.1f}" cy="{y(row[name]):.1f}" r="2.5" '
+                  f'fill="{colour}"/>' for row in log]
         height = TOP + 14 + 18 * i
         parts.append(line(WIDTH - 170, height - 4, WIDTH - 145, height - 4, colour))
         parts.append(text(WIDTH - 138, height, LEGEND[name], "start"))

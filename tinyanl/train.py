@@ -463,17 +463,27 @@ def keep(options: Options, state: State, out: Path, bar: tqdm | None = None) -> 
         seconds_left = pace * (options.steps - state.step)
     data = shlex.quote(str(options.data))
     run = shlex.quote(str(out))
-    weights = f" --weights {shlex.quote(str(options.weights))}" if options.weights else ""
     commands = {
         "Draw more, like given pictures:": f"python -m tinyanl.sample --run {run} --like {data}",
         "Draw from words:": f'python -m tinyanl.sample --run {run} --text "a red rose"',
-        "Go on, should it have stopped:":
-            f"python -m tinyanl.train --data {data}{weights} --tune {options.tune} --out {run} "
-            f"--steps {options.steps} --resume"}
+        "Go on, should it have stopped:": resume_command(options)}
     grid = f"samples/step_{max(state.frames, default=0):06d}.png"
     content = page(f"tinyanl: {out.name}", state.step, options.steps, seconds_left, grid,
                    state.log, options.config(), commands)
     save(content, out / "index.html")
+
+
+def resume_command(options: Options) -> str:
+    """The command line that goes on with a run: every flag that is not at its default."""
+    words = []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if field.name in ("resume", "overwrite") or value == field.default:
+            continue
+        words.append("--" + field.name.replace("_", "-"))
+        if value is not True:
+            words.append(str(value))
+    return shlex.join(["python", "-m", "tinyanl.train", *words, "--resume"])
 
 
 def loss_function(options: Options, run: Run, world: int) -> Callable[..., Tensor]:
