@@ -117,9 +117,9 @@ def training_batch(latents: Tensor, cond: Tensor, ids: Tensor, batch: int, train
 def curve_batch(latents: Tensor, cond: Tensor, ids: Tensor, size: int = CURVE_SIZE) -> Batch:
     """The same pictures, evenly spread timesteps and noise every time: a curve of such losses shows
     the model, not the draw. latents (N 2 C h w), cond (N 2 D), ids of the pictures to use."""
-    picture = ids[torch.arange(size) % len(ids)]
-    g = torch.Generator().manual_seed(0)
-    eps = torch.randn(size, *latents.shape[2:], generator=g)
-    parts = torch.randperm(size, generator=g)
-    t = (parts * T + T // 2) // size  # the middles of `size` equal parts of all times
+    i = torch.arange(size)
+    picture = ids[i % len(ids)]
+    eps = torch.randn(size, *latents.shape[2:], generator=torch.Generator().manual_seed(0))
+    order = i * 29 % size  # a permutation that all published curves used: pictures and times mix
+    t = (order * T + T // 2) // size  # the middles of `size` equal parts of all times
     return Batch(latents[picture, 0], cond[picture, 0], t, eps, picture)
