@@ -55,6 +55,7 @@ from .tune import DEAD, TUNES, trained, tunable, unet_of
 SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps, lowest held-out loss
 LEARNING_RATES = {"anl": 2e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3,
                   "shallow": 1e-3, "uncond": 1e-3}
+RELEASED_LEARNING_RATE = 1e-4
 UNMEASURED = "base_learning_rate of LDM's cin256-v2; no rate was measured here"
 WEIGHT_DECAY = 0.01  # torch's default for AdamW; none was compared here
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
@@ -138,7 +139,7 @@ class Options:
         if self.lr is not None:
             return self.lr, "given"
         if self.weights is not None:
-            return 1e-4, UNMEASURED
+            return RELEASED_LEARNING_RATE, UNMEASURED
         return LEARNING_RATES[self.tune], SWEPT
 
     def config(self) -> dict:
