@@ -678,3 +678,9 @@ def test_the_page_says_a_command_that_resumes_the_very_run(flowers, tmp_path):
     parser = add_options(argparse.ArgumentParser(), Options)
     again = Options(**vars(parser.parse_args(command[3:])))
     assert again == replace(options, resume=True)
+
+
+def test_flags_beside_options_are_refused_and_not_ignored(flowers, tmp_path):
+    with pytest.raises(TypeError, match="steps"):
+        train(Options(data=flowers, out=tmp_path / "run"), steps=5)
+    assert not (tmp_path / "run").exists()

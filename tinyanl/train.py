@@ -1,16 +1,17 @@
-"""Transfer a pretrained latent diffusion model to a folder of pictures, by training ANL modules or
-what --tune says.
+"""Transfer a pretrained latent diffusion model to a folder of pictures, by training small
+Attention-NonLinear (ANL) modules inserted into it, or the parts of it that --tune names.
 
     python -m tinyanl.flowers ./flowers && python -m tinyanl.train --data ./flowers
     python -m tinyanl.train --data ./birds --weights weights/imagenet256 --steps 4000
     torchrun --nproc-per-node 4 -m tinyanl.train --data ./birds --weights weights/imagenet256
 
-The first stage and CLIP stay frozen, and with ANL the U-Net too. Pictures are encoded once, with
-their mirror images; a tenth of them is held out. Training then draws (latent, embedding) pairs from
-memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of the conditions are
-partly masked (--train-mask): our addition, the paper masks at sampling only. Diversity then costs
-less fidelity, words lose some (tutorials/08_masks.ipynb). With torchrun each process takes a part
-of every batch. B batch, R rows of a grid, S picture side, D CLIP embedding width.
+The first stage and CLIP stay frozen; with --tune anl the U-Net is frozen as well. Pictures are
+encoded once, with their mirror images; a tenth of them is held out. Training then draws (latent,
+embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of
+the conditions are partly masked (--train-mask): our addition, the paper masks at sampling only.
+Masked sampling then gains diversity for a smaller loss of fidelity, but pictures follow prompts
+less well (tutorials/08_masks.ipynb). With torchrun each process takes a part of every batch. B
+batch, R rows of a grid, S picture side, D CLIP embedding width.
 """
 import contextlib
 import copy
@@ -59,7 +60,7 @@ RELEASED_LEARNING_RATE = 1e-4
 UNMEASURED = "base_learning_rate of LDM's cin256-v2; no rate was measured here"
 WEIGHT_DECAY = 0.01  # torch's default for AdamW; none was compared here
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
-ROWS = 8  # pictures in every sample grid, rows of the filmstrip
+ROWS = 8  # held-out pictures that are shown: columns of a grid, rows of the filmstrip
 LOG_EVERY = 50  # steps
 
 
@@ -177,7 +178,7 @@ class State:
 
     def __init__(self, run: Run, fingerprints: dict[str, str], lr: float):
         self.run = run
-        self.fingerprints = fingerprints  # of the base
+        self.fingerprints = fingerprints  # of the base, to refuse another one on --resume
         self.average = dataclasses.replace(run, model=copy.deepcopy(run.model))
         self.live = tensors(run.model)
         self.ema = tensors(self.average.model)
@@ -212,6 +213,7 @@ class State:
     def load_state_dict(self, state: dict) -> None:
         """Go on from another run's state. ValueError: it has other pictures or another base."""
         mine = self.state_dict()["same"]
+        # what an older state did not keep counts as equal
         differing = [name for name in mine if state["same"].get(name, mine[name]) != mine[name]]
         if differing:
             kinds = sorted({"weights" if name == "weights" else "pictures" for name in differing})
@@ -262,12 +264,13 @@ def choose_examples(data: TrainingData, folder: Folder, size: int) -> Examples:
     """The first ROWS held-out pictures, used in turn where there are fewer."""
     ids = data.held_ids[torch.arange(ROWS) % len(data.held_ids)]
     pictures = [to_square(open_rgb(folder.pictures[i].path), size) for i in ids.tolist()]
-    return Examples(to_uint8(torch.stack(pictures)), data.cond[ids, 0])
+    return Examples(to_uint8(torch.stack(pictures)), data.cond[ids, 0])  # 0: not mirrored
 
 
 def draw(state: State, examples: Examples, seed: int, out: Path) -> None:
-    """Paint after the examples, by the average of now; write the grid and the filmstrip of the
-    paper's Figure 1: a row per seed and held-out condition, a column per checkpoint."""
+    """Paint after the examples with the averaged weights. Write their grid, originals above and
+    samples below, and the filmstrip of the paper's Figure 1: a row per held-out condition, a column
+    per checkpoint."""
     pictures, cond = examples
     cond = cond.to(state.run.base.device)
     painted = to_uint8(sample(state.average, cond, seed=seed))  # R 3 S S
@@ -279,15 +282,26 @@ def draw(state: State, examples: Examples, seed: int, out: Path) -> None:
     save(filmstrip(columns), out / "filmstrip.png")
 
 
+def gather_options(options: Options | str | Path | None, flags: dict[str, object]) -> Options:
+    """What train() was told, in whichever way. TypeError: Options and flags besides."""
+    if isinstance(options, Options):
+        if flags:
+            raise TypeError(f"train(Options(...)) takes no flags besides: {', '.join(flags)}")
+        return options
+    if options is None:
+        return Options(**flags)
+    return Options(options, **flags)  # a path: the data
+
+
 def train(options: Options | str | Path | None = None, **flags: object) -> Path:
     """Train, and return the run folder: config.json, adapter.pt (what was trained, averaged: for
-    sampling), state.pt (for resuming), log.jsonl, samples/ and filmstrip.png.
+    sampling), state.pt (for resuming), log.jsonl, samples/, filmstrip.png and index.html, which
+    shows them.
 
     train(Options(data="flowers")) and train(data="flowers") are the same. Raises ValueError or
     OSError, in one sentence that says what to mend, before anything slow starts where it can, and
     KeyboardInterrupt after a signal to stop, when it has saved."""
-    if not isinstance(options, Options):
-        options = Options(**flags) if options is None else Options(options, **flags)
+    options = gather_options(options, flags)
     rank, world = join_processes()
     options.check_surroundings(world)
     with run_folder(options, rank, world) as (out, earlier):
@@ -459,8 +473,8 @@ def keep(options: Options, state: State, out: Path, bar: tqdm | None = None) -> 
         return
     state.save(out)
     seconds_left = None
-    if bar is not None and bar.n > bar.initial:
-        pace = bar.format_dict["elapsed"] / (bar.n + 1 - bar.initial)
+    if bar is not None and state.step > bar.initial:
+        pace = bar.format_dict["elapsed"] / (state.step - bar.initial)
         seconds_left = pace * (options.steps - state.step)
     data = shlex.quote(str(options.data))
     run = shlex.quote(str(out))
@@ -520,7 +534,9 @@ def not_finite(state: State, loss: float, norm: float, data: TrainingData, batch
     names = sorted({data.names[i] for i in batch.pictures.tolist()})
     lr = state.optimizer.param_groups[0]["lr"]
     return (f"step {state.step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The "
-            "state before it is kept: --resume with a smaller --lr. Pictures: " + ", ".join(names))
+            "state before it is kept. The same weights would meet the same batch again: --resume "
+            "with another --batch draws other pictures; if that fails, too, --overwrite with a "
+            "smaller --lr. Pictures: " + ", ".join(names))
 
 
 def log(state: State, curves: dict[str, Batch], bar: tqdm, out: Path, rank: int,
