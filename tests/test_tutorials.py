@@ -9,9 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
-BY_HAND = re.compile(
-    "by[ _]hand"
-)  # a cell that says so may be longer: it builds the heart of a chapter
+BY_HAND = re.compile("by[ _]hand")  # so says a cell that builds the heart of a chapter
+LINES = 24  # of any other cell; what is built by hand takes as many as it reads best in
 
 
 def cells(path: Path, kind: str) -> list[str]:
@@ -22,8 +21,10 @@ def cells(path: Path, kind: str) -> list[str]:
     ]
 
 
-def test_there_are_ten():
-    assert [path.name[:3] for path in NOTEBOOKS] == [f"{i:02d}_" for i in range(1, 11)]
+def test_chapters_are_numbered_without_a_gap():
+    numbers = [path.name[:3] for path in NOTEBOOKS]
+    assert numbers == [f"{i:02d}_" for i in range(1, len(NOTEBOOKS) + 1)]
+    assert len(NOTEBOOKS) >= 10
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -52,15 +53,17 @@ def test_cells_are_short_and_redefine_nothing(path):
     }
     for source in cells(path, "code"):
         lines = source.splitlines()
-        assert len(lines) <= (24 if BY_HAND.search(source) else 20), lines[0]
+        assert len(lines) <= LINES or BY_HAND.search(source), lines[0]
         assert max(map(len, lines)) <= 110, max(lines, key=len)
         defined = {
             node.name
             for node in ast.walk(ast.parse(source))
             if isinstance(node, ast.ClassDef | ast.FunctionDef)
         }  # which also refuses magics
-        assert not defined & package, defined & package
-    assert any(map(BY_HAND.search, cells(path, "code"))) or path.name.startswith("10")
+        taken = defined & package
+        assert not taken, f"call a class by hand My{taken.pop()}: the package has that name"
+    builds = any(BY_HAND.search(source) for source in cells(path, "code"))
+    assert builds or path.stem.endswith("real_weights")
 
 
 @pytest.mark.parametrize(
