@@ -1,4 +1,4 @@
-"""Shared by the tests of command lines."""
+"""Shared by the tests of command lines and of pages in Markdown."""
 import pytest
 
 
@@ -19,3 +19,17 @@ def flags(**values) -> list[str]:
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return words
+
+
+def section_of(text: str, title: str) -> str:
+    """What stands under a heading, up to the next one."""
+    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def table_lines(text: str) -> list[list[str]]:
+    """The lines of all tables, as their cells."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|") and not line.startswith("| ---")
+    ]

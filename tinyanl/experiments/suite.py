@@ -6,7 +6,8 @@
 ./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px
 flowers, faces, vehicles in place of the paper's sets; seconds are those since the row before); a
 sweep of learning rates; ablations; the mask curve; text; semi-supervised learning. ./suite/*.png
-are Figure 1's filmstrips, a row for each way to tune. The same command goes on where it stopped:
+are Figure 1's filmstrips, a row for each way to tune. With --report nothing is computed: results.md
+is written from the results.json that is there. The same command goes on where it stopped:
 what is in results.json is not computed again. To repeat a row, delete it there and its folder in
 ./suite/runs.
 """
@@ -39,6 +40,7 @@ from ..sample import SamplingOptions, filmstrip, to_uint8
 from ..train import train
 from ..tune import TUNES
 from .judge import Network, pictures, train_judge
+from .report import write_report
 from .semi_supervised import compare, draw_sets
 
 MASK_RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -337,10 +339,17 @@ def suite(folder: Path, options: Options) -> dict:
 def main(argv: list[str] | None = None) -> None:
     p = command("experiments.suite", __doc__)
     p.add_argument("folder", type=Path, help="for all that is made; it holds faces and vehicles")
+    p.add_argument(
+        "--report", action="store_true", help="only write results.md from results.json"
+    )
     add_options(p, Options)
     args = vars(p.parse_args(argv))
     folder = args.pop("folder")
+    only_report = args.pop("report")
     with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
+        if only_report:
+            print(write_report(folder))
+            return
         suite(folder, Options(**args))
         print(folder / "results.json")
 
