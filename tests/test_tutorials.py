@@ -14,6 +14,8 @@ from nbclient.exceptions import CellExecutionError
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 BY_HAND = re.compile("by[ _]hand")  # so says a cell that builds the heart of a chapter
+PAGES = ["README.md", "weights.md", "tinyanl/README.md"]
+PAGES += ["tutorials/README.md", "tutorials/results.md"]
 LINES = 24  # of any other cell; what is built by hand takes as many as it reads best in
 
 
@@ -71,7 +73,9 @@ def test_cells_are_short_and_redefine_nothing(path):
 
 
 @pytest.mark.parametrize(
-    "path", [*NOTEBOOKS, ROOT / "tutorials/README.md", ROOT / "README.md"], ids=lambda p: p.name
+    "path",
+    [*NOTEBOOKS, *(ROOT / page for page in PAGES)],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_links_are_right(path):
     text = "\n".join(cells(path, "markdown")) if path.suffix == ".ipynb" else path.read_text()

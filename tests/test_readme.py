@@ -1,0 +1,54 @@
+"""README and the pages it leads to: what they say stands in results.md, and links are right."""
+
+import re
+from pathlib import Path
+
+import pytest
+from commands import section_of, table_lines
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "tutorials/results.md").read_text()
+NUMBER = r"\d+(?:[.,]\d+)*"
+FIGURE = re.compile(rf"{NUMBER}(?: ± {NUMBER})?(?: %)?")
+
+
+def test_every_figure_of_what_was_found_stands_in_a_table():
+    found = section_of(README, "What we found").split("\n- ", 1)[1]
+    cells = {cell for line in table_lines(RESULTS) for cell in line}
+    cells |= {figure for cell in cells for figure in FIGURE.findall(cell)}
+    cells |= {figure.removesuffix(" %") for figure in cells}
+    assert found.count("**Held:**") == 3 and found.count("**Did not hold:**") == 2
+    figures = FIGURE.findall(found)
+    assert len(figures) >= 10
+    for figure in figures:
+        assert figure in cells, f"{figure} stands in no table of results.md"
+
+
+def test_the_time_of_the_first_command_stands_in_results_md():
+    times = re.findall(r"(\d+) minutes", README)
+    line = table_lines(section_of(RESULTS, "First command"))
+    column = line[0].index("minutes")
+    assert times and set(times) <= {cells[column] for cells in line[1:]}
+
+
+PAGES = ["README.md", "tinyanl/README.md", "tutorials/README.md", "tutorials/results.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_into_a_page_find_their_heading(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]*)\)", (ROOT / page).read_text()):
+        path = (ROOT / page).parent / target if target else ROOT / page
+        headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+        assert anchor in slugs, f"{target}#{anchor}"
+
+
+def test_every_chapter_and_every_file_is_listed():
+    for chapter in (ROOT / "tutorials").glob("*.ipynb"):
+        assert f"](tutorials/{chapter.name})" in README, chapter.name
+    files = (ROOT / "tinyanl/README.md").read_text()
+    listed = ("__init__.py", "emoji.py", "merges.py", "codes.py", "training.py", "families.py")
+    for path in (ROOT / "tinyanl").rglob("*.py"):
+        if path.name not in listed:
+            assert f"]({path.relative_to(ROOT / 'tinyanl').as_posix()})" in files, path.name
