@@ -1,6 +1,8 @@
 """README and the pages it leads to: what they say stands in results.md, and links are right."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,35 @@ def test_links_into_a_page_find_their_heading(page):
         headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
         slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
         assert anchor in slugs, f"{target}#{anchor}"
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words behind `python -m tinyanl.` of every command that stands in the blocks of code."""
+    blocks = re.findall(r"```(?:bash)?\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    commands = []
+    for line in "".join(blocks).splitlines():
+        words = shlex.split(line, comments=True)
+        for i, word in enumerate(words):
+            if word.startswith("tinyanl."):
+                rest = words[i:]
+                commands.append(rest[: rest.index("&&")] if "&&" in rest else rest)
+    return commands
+
+
+@pytest.mark.parametrize("page", PAGES[:2])
+def test_commands_exist_and_know_the_flags_they_are_given(page, capsys):
+    commands = commands_of(page)
+    assert len(commands) >= 6
+    for module, *words in commands:
+        if module == "tinyanl.pretrain":
+            module = "tinyanl.pretrain.__main__"
+        what = [word for word in words[:1] if word.isalpha()]  # get, families
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module(module).main([*what, "--help"])
+        said = capsys.readouterr().out
+        assert stop.value.code == 0
+        for flag in re.findall(r"--[\w-]+", " ".join(words)):
+            assert f"{flag} " in said or f"{flag}\n" in said, f"{module} {flag}"
 
 
 def test_every_chapter_and_every_file_is_listed():

@@ -110,6 +110,10 @@ def test_what_differs_in_more_than_the_seed_is_never_averaged(tmp_path):
         ["1.0", "0.50"],
         ["2.0", "0.70"],
     ]
+    guided = {"data=flowers tune=all seed=0 steps=60 guidance=2": {"held-out loss": 0.5}}
+    steps = section_of(report(small(**guided), tmp_path), "By steps of training: flowers")
+    assert line_of(steps, "all")["steps 60"] == "0.1000"
+    assert line_of(steps, "all, guidance 2")["steps 60"] == "0.5000"
     rows = read_rows({"masks": masks, "masks seed=1": masks})
     assert [line["precision"] for line in over_seeds(rows, ("precision",))] == ["0.50", "0.70"]
 
@@ -126,10 +130,13 @@ def test_controls_stand_below_the_ways_to_tune(tmp_path):
 
 
 def test_rows_of_a_kind_that_no_table_asks_for_come_as_they_are(tmp_path):
-    new = {"drift data=flowers seed=0": {"answer": 42}, "bending": [{"x": 1}, {"x": 2}]}
+    new = {"drift data=flowers seed=0": {"answer": 42}, "bending": [{"x": 1}, {"x": 2}], "hours": 7}
     made = report(small(**new), tmp_path)
     assert line_of(section_of(made, "drift"), "flowers")["answer"] == "42"
     assert table_lines(section_of(made, "bending")) == [["x"], ["1"], ["2"]]
+    assert table_lines(section_of(made, "hours")) == [["value"], ["7"]]
+    alone = {"data=flowers tune=anl seed=0 steps=60": {}, "data=flowers tune=all steps=9": {}}
+    assert "After 60 steps" in report(alone, tmp_path)
 
 
 def test_what_is_not_there_has_no_table(tmp_path):

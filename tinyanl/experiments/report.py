@@ -103,6 +103,8 @@ def read_rows(results: dict) -> list[Row]:
         if kind in SEEDED:
             settings.setdefault("seed", "0")
         for figures in result if isinstance(result, list) else [result]:
+            if not isinstance(figures, dict):
+                figures = {"value": figures}
             made = {name: figures[name] for name in CONDITIONS if name in figures}
             measured = {
                 name: value
@@ -185,20 +187,21 @@ def over_seeds(
 
 
 def across(rows: list[Row], down: str, right: str, figure: str) -> list[dict[str, str]]:
-    """Lines of a table of one figure: the setting `down` tells the lines apart, `right` the
-    columns."""
+    """Lines of a table of one figure: the setting `down` tells the lines apart, and guidance where
+    there is more than one; `right` tells the columns apart."""
     columns = sorted({row.settings[right] for row in rows}, key=float)
+    guidance = {row.settings.get("guidance") for row in rows}
+    groups = defaultdict(lambda: defaultdict(list))  # line -> column -> figures of all seeds
+    for row in rows:
+        name = row.settings[down]
+        if len(guidance) > 1 and "guidance" in row.settings:
+            name += f", guidance {row.settings['guidance']}"
+        groups[name][row.settings[right]].append(row.figures[figure])
     lines = []
-    for name in dict.fromkeys(row.settings[down] for row in rows):
+    for name, group in groups.items():
         line = {down: name}
         for column in columns:
-            wanted = (name, column)
-            values = [
-                row.figures[figure]
-                for row in rows
-                if (row.settings[down], row.settings[right]) == wanted
-            ]
-            line[f"{right} {column}"] = shown(figure, values) if values else ""
+            line[f"{right} {column}"] = shown(figure, group[column]) if column in group else ""
         lines.append(line)
     return lines
 
@@ -226,17 +229,18 @@ def tuning(rows: list[Row]) -> dict[str, list[Row]]:
     """Set of pictures -> the rows of all ways to tune it, at all steps."""
     found = defaultdict(list)
     for row in rows:
-        if row.kind == "" and "tune" in row.settings and row.settings.keys() <= PLAIN:
+        if row.kind == "" and {"data", "tune", "steps"} <= row.settings.keys() <= PLAIN:
             found[row.settings["data"]].append(row)
     return found
 
 
 def last_steps(rows: list[Row]) -> str:
-    """The most steps that every way to tune has a row of."""
+    """The most steps that every way to tune has a row of, or else any of them."""
     steps = defaultdict(set)
     for row in rows:
         steps[row.settings["tune"]].add(row.settings["steps"])
-    return max(set.intersection(*steps.values()), key=int)
+    common = set.intersection(*steps.values()) or set.union(*steps.values())
+    return max(common, key=int)
 
 
 def without(row: Row, *names: str) -> Row:
