@@ -67,7 +67,7 @@ def test_cells_are_short_and_redefine_nothing(path):
             if isinstance(node, ast.ClassDef | ast.FunctionDef)
         }  # which also refuses magics
         taken = defined & package
-        assert not taken, f"call a class by hand My{taken.pop()}: the package has that name"
+        assert not taken, f"the package has {taken}: call yours My..."
     builds = any(BY_HAND.search(source) for source in cells(path, "code"))
     assert builds or path.stem.endswith("real_weights")
 
