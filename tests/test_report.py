@@ -9,7 +9,14 @@ import pytest
 from commands import one_line, section_of, table_lines
 
 from tinyanl.experiments import report as module
-from tinyanl.experiments.report import over_seeds, read_key, read_rows, report, shown, write_report
+from tinyanl.experiments.report import (
+    format_figure,
+    over_seeds,
+    read_key,
+    read_rows,
+    report,
+    write_report,
+)
 from tinyanl.experiments.suite import main
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
@@ -73,7 +80,7 @@ def test_a_key_is_a_kind_and_settings(key, kind, settings):
     ],
 )
 def test_a_figure_has_the_digits_and_the_unit_of_its_name(name, values, text):
-    assert shown(name, values) == text
+    assert format_figure(name, values) == text
 
 
 def small(**more) -> dict:

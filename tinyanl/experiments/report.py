@@ -132,7 +132,7 @@ def unit_of(name: str) -> tuple[float, int, str]:
     return 1, DIGITS.get(name, 2), ""
 
 
-def shown(name: str, values: list) -> str:
+def format_figure(name: str, values: list) -> str:
     """A figure of every seed -> mean ± standard deviation, in the unit and digits of its name; as
     it is where all seeds have the same."""
     first = values[0]
@@ -179,14 +179,14 @@ def over_seeds(
         for name in names:
             measured = [r.figures[name] for r in group if r.figures.get(name) is not None]
             if measured:
-                line[heading(name)] = shown(name, measured)
+                line[heading(name)] = format_figure(name, measured)
         if not have_equal_seeds:
             line["seeds"] = str(len(group))
         lines.append(line)
     return lines
 
 
-def across(rows: list[Row], down: str, right: str, figure: str) -> list[dict[str, str]]:
+def table_across(rows: list[Row], down: str, right: str, figure: str) -> list[dict[str, str]]:
     """Lines of a table of one figure: the setting `down` tells the lines apart, and guidance where
     there is more than one; `right` tells the columns apart."""
     columns = sorted({row.settings[right] for row in rows}, key=float)
@@ -201,7 +201,8 @@ def across(rows: list[Row], down: str, right: str, figure: str) -> list[dict[str
     for name, group in groups.items():
         line = {down: name}
         for column in columns:
-            line[f"{right} {column}"] = shown(figure, group[column]) if column in group else ""
+            values = group.get(column)
+            line[f"{right} {column}"] = format_figure(figure, values) if values else ""
         lines.append(line)
     return lines
 
@@ -274,13 +275,13 @@ def by_steps(rows: list[Row]) -> Iterator[Section]:
         for figure in ("held-out loss", "training loss", "1000 FD_clip", "precision"):
             measured = [row for row in found if figure in row.figures]
             if measured:
-                lines = across(measured, "tune", "steps", figure)
+                lines = table_across(measured, "tune", "steps", figure)
                 tables.append(f"**{heading(figure)}**\n\n{table(lines)}")
         text = "The same runs on their way."
         yield Section(f"By steps of training: {data}", text, found, tables)
 
 
-def cost(rows: list[Row]) -> Iterator[Section]:
+def training_cost(rows: list[Row]) -> Iterator[Section]:
     """Seconds and memory of the runs of seed 0 on flowers, which one machine has trained."""
     found = [row for row in tuning(rows)["flowers"] if row.settings.get("seed") == "0"]
     lines = []
@@ -291,19 +292,19 @@ def cost(rows: list[Row]) -> Iterator[Section]:
         if seconds and peaks:
             starts = len(runs)
             line = {"tune": tune, "starts": str(starts)}
-            line["seconds"] = shown("seconds", [sum(seconds)])
-            line["peak MB"] = shown("peak MB", [max(peaks)])
+            line["seconds"] = format_figure("seconds", [sum(seconds)])
+            line["peak MB"] = format_figure("peak MB", [max(peaks)])
             lines.append(line)
     if lines:
         text = "Training up to the last step, all starts included (a start for each measured step)."
         yield Section("What training costs: flowers", text, found, [table(lines)])
 
 
-def sweep(rows: list[Row]) -> Iterator[Section]:
+def learning_rates(rows: list[Row]) -> Iterator[Section]:
     found = [row for row in rows if row.kind == "sweep"]
     if found:
         text = "Error on held-out flowers after a short training, by learning rate."
-        lines = across(found, "tune", "lr", "held-out loss")
+        lines = table_across(found, "tune", "lr", "held-out loss")
         yield Section("Learning rates", text, found, [table(lines)])
 
 
@@ -359,7 +360,7 @@ def mask_curves(rows: list[Row]) -> Iterator[Section]:
         yield Section("Mask rates", text, every, tables)
 
 
-def words(rows: list[Row]) -> Iterator[Section]:
+def word_figures(rows: list[Row]) -> Iterator[Section]:
     found = [row for row in rows if row.kind == "text"]
     if found:
         names = tuple(dict.fromkeys(name for row in found for name in row.figures))
@@ -408,7 +409,7 @@ def as_they_are(rows: list[Row]) -> list[dict]:
     return [{**row.settings, **row.figures} for row in rows]
 
 
-def by_hand(results: dict) -> Iterator[Section]:
+def self_described(results: dict) -> Iterator[Section]:
     """The results that describe themselves."""
     weights = named_weights(results.get("setup", {}), "unnamed weights")
     for title, result in results.items():
@@ -432,12 +433,12 @@ def the_rest(rows: list[Row]) -> Iterator[Section]:
 TABLES: tuple[Callable[[list[Row]], Iterator[Section]], ...] = (
     ways_to_tune,
     by_steps,
-    cost,
+    training_cost,
     ablations,
     mask_curves,
-    words,
+    word_figures,
     learners,
-    sweep,
+    learning_rates,
 )
 
 
@@ -448,7 +449,7 @@ def sections(results: dict) -> list[Section]:
     used = {id(row) for section in made for row in section.rows}
     used |= {id(row) for row in rows if row.kind == "controls" or is_control(row)}
     rest = the_rest([row for row in rows if id(row) not in used])
-    return [*made, *rest, *by_hand(results)]
+    return [*made, *rest, *self_described(results)]
 
 
 def weights_line(made: list[Section]) -> str:
@@ -495,7 +496,7 @@ def report(results: dict, folder: Path) -> str:
         raise ValueError(f"results.json of {folder} holds no results yet: run the suite first")
     setup = results.get("setup", {})
     figures = {k: v for k, v in setup.items() if k not in ("machine", "weights", "weights commit")}
-    said = ", ".join(f"{k} {shown(k, [v])}" for k, v in figures.items())
+    said = ", ".join(f"{k} {format_figure(k, [v])}" for k, v in figures.items())
     parts = ["# What was measured", weights_line(made), LEGEND]
     if said:
         parts.append(f"Unless a table says otherwise: {said}.")
