@@ -83,3 +83,10 @@ def test_every_chapter_and_every_file_is_listed():
     for path in (ROOT / "tinyanl").rglob("*.py"):
         if path.name not in listed:
             assert f"]({path.relative_to(ROOT / 'tinyanl').as_posix()})" in files, path.name
+
+
+def test_both_tables_of_chapters_say_the_same_minutes():
+    chapters = (ROOT / "tutorials/README.md").read_text()
+    there = {line[0]: line[1] for line in table_lines(chapters) if ".ipynb" in line[0]}
+    here = {line[0]: line[2] for line in table_lines(README) if ".ipynb" in line[0]}
+    assert {name.replace("(tutorials/", "("): minutes for name, minutes in here.items()} == there
