@@ -79,7 +79,8 @@ def test_cells_are_short_and_redefine_nothing(path):
 )
 def test_links_are_right(path):
     text = "\n".join(cells(path, "markdown")) if path.suffix == ".ipynb" else path.read_text()
-    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text):
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", prose):
         assert target.startswith("http") or (path.parent / target).exists(), target
     if path.suffix == ".ipynb":
         assert "<details>" in text and "What you now know:" in text and "**Copy:**" in text
