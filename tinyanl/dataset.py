@@ -3,7 +3,8 @@
 Everything frozen that depends on a picture alone is computed here, once. A batch is then drawn on
 the CPU from (seed, step) alone, so that a resumed run needs no saved random states, and every
 process of torchrun draws the same one and takes its part. N pictures, B batch, C h w latent, D CLIP
-embedding width, S picture side. """
+embedding width, S picture side.
+"""
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

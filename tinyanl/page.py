@@ -3,7 +3,8 @@ save.
 
 It shows the filmstrip, the latest grid, the loss curves, the settings, the time that is left, and
 the commands that come next. Nothing is loaded from elsewhere, and no script runs; while the run
-goes on the browser is told to look again every half minute. """
+goes on the browser is told to look again every half minute.
+"""
 from html import escape
 
 WIDTH, HEIGHT = 640, 260  # of the chart, in pixels

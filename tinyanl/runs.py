@@ -1,6 +1,7 @@
 """What stands around the work of a command: mistakes in one line, files that are whole or not
 there, a folder that is this run's alone, the state to resume from, signals that wait for the end of
-a step, and torchrun's other processes. """
+a step, and torchrun's other processes.
+"""
 import argparse
 import contextlib
 import errno
