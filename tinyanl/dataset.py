@@ -15,7 +15,7 @@ from torch import Tensor
 from .data import Folder, file_identity
 from .encode import NEUTRAL, embed_texts, encode
 from .masking import mask_condition
-from .models import Base, generator, split
+from .models import Base, generator, split, to_condition
 
 COND_DROP = 0.1  # share of the samples trained without condition, for rate 1 and for guidance
 T = 1000  # timesteps
@@ -90,7 +90,7 @@ def encode_folder(base: Base, folder: Folder, root: Path, seed: int, centred: bo
                          f"on ({len(train_ids)}; {len(held_ids)} held out): add different ones")
     names = [str(path.relative_to(root)) for path in paths]
     files = [file_identity(path) for path in paths]
-    cond = (embeddings - mu) / sigma
+    cond = to_condition(embeddings, mu, sigma)
     return TrainingData(names, files, latents, cond, train_ids, held_ids, mu, mu_text, sigma, seed)
 
 

@@ -32,6 +32,7 @@ from .experiments.judge import (
     share,
     train_judge,
 )
+from .identify import inspect
 from .metrics import (
     diversity,
     frechet_distance,
@@ -46,7 +47,6 @@ from .options import add_options, option
 from .runs import command, mistakes_in_one_line, save
 from .sample import SamplingOptions, sample, to_uint8
 from .table import table
-from .weights import inspect
 
 EACH = 16  # samples of a condition
 

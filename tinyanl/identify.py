@@ -25,6 +25,7 @@ from .layouts import (
     first_stage_from_diffusers,
     unet_from_diffusers,
 )
+from .runs import one_line
 from .schedule import ldm_alpha_bar
 from .tokenizer import Tokenizer
 from .unet import UNet, averaged_weights
@@ -460,6 +461,5 @@ def build(path: Path, part: str, state: dict[str, Tensor]) -> nn.Module | Tensor
             return state[CLASSES].float()
         return Tokenizer(path)
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:240] or type(error).__name__
-        raise ValueError(f"{path}: its {part} does not load ({reason}): get the whole file, see "
-                         "weights.md") from error
+        raise ValueError(f"{path}: its {part} does not load ({one_line(error)}): get the whole "
+                         "file, see weights.md") from error

@@ -235,6 +235,11 @@ def split(pictures: Sequence[Hashable], seed: int) -> tuple[Tensor, Tensor]:
     return (~is_held_out).nonzero()[:, 0], is_held_out.nonzero()[:, 0]
 
 
+def to_condition(embeddings: Tensor, mu: Tensor, sigma: float) -> Tensor:
+    """Unit CLIP embeddings (... D) -> conditions (e - mu) / sigma (... D)."""
+    return (embeddings - mu) / sigma
+
+
 @dataclass
 class Run:
     """A base with what was trained on it, and the centre and spread of the embeddings it was
@@ -252,8 +257,8 @@ class Run:
     def condition(self, embeddings: Tensor, text: bool = False) -> Tensor:
         """Unit CLIP embeddings (B D) -> condition (e - mu) / sigma (B D), where 0 means "as the
         average picture". text: they are those of captions."""
-        centre = self.mu_text if text else self.mu
-        return ((embeddings - centre) / self.sigma).to(self.base.device)
+        mu = self.mu_text if text else self.mu
+        return to_condition(embeddings, mu, self.sigma).to(self.base.device)
 
     def bind(self, cond: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """cond (B D) -> model(z, t) -> eps in float32; what depends on cond alone is computed

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from .data import Folder, describe, open_rgb, scan, to_square
 from .dataset import COND_DROP, Batch, TrainingData, encode_folder
 from .loss import Loss, curve_loss, gradients, rehearse
-from .models import Base, Run, load_base, split
+from .models import Base, Run, check_seed, load_base, split
 from .options import add_options, option
 from .page import page
 from .runs import (
@@ -115,8 +115,7 @@ class Options:
                              f"since {COND_DROP} of the conditions are dropped")
         if self.lr is not None and not 0 < self.lr < 1:
             raise ValueError(f"lr={self.lr} must be between 0 and 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be between 0 and {2**32 - 1}")
+        check_seed(self.seed)
         if self.resume and self.overwrite:
             raise ValueError("resume continues a run, overwrite replaces it: choose one of them")
 
@@ -202,17 +201,20 @@ class State:
         """Whether something that happens every so many steps, and at the end, is due now."""
         return self.step % every == 0 or self.step == steps
 
+    def must_match(self) -> dict:
+        """What a run that is resumed must find again."""
+        return {"weights": self.fingerprints, "pictures": self.run.pictures,
+                "files": self.run.files}
+
     def state_dict(self) -> dict:
         """What state.pt holds: everything that resuming needs."""
-        same = {"weights": self.fingerprints, "pictures": self.run.pictures,
-                "files": self.run.files}
         return {"step": self.step, "live": self.live, "ema": self.ema,
                 "optimizer": self.optimizer.state_dict(), "frames": self.frames, "log": self.log,
-                "losses": self.losses, "same": same, "config": self.run.config}
+                "losses": self.losses, "same": self.must_match(), "config": self.run.config}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from another run's state. ValueError: it has other pictures or another base."""
-        mine = self.state_dict()["same"]
+        mine = self.must_match()
         # what an older state did not keep counts as equal
         differing = [name for name in mine if state["same"].get(name, mine[name]) != mine[name]]
         if differing:
