@@ -47,6 +47,16 @@ def add_noise(z0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return a.sqrt() * z0 + (1 - a).sqrt() * eps
 
 
+def min_snr_weights(alpha_bar: Tensor, most: float = 5.0) -> Tensor:
+    """Loss weights min(SNR, most) / SNR for a model that predicts noise, SNR = alpha_bar / (1 -
+    alpha_bar): (T,) -> (T,) in (0, 1], in alpha_bar's type. Hang et al. 2023, arXiv 2303.09556.
+
+    Without them most of the loss is about steps with hardly any noise, where there is nothing left
+    to decide."""
+    snr = alpha_bar / (1 - alpha_bar)
+    return snr.clamp(max=most) / snr
+
+
 def ddim_timesteps(T: int, S: int) -> Tensor:
     """The S of T timesteps that DDIM visits: 1, 1 + T/S, 1 + 2T/S ..., as released. (S,) int64.
 

@@ -1,7 +1,9 @@
-"""Pretraining the first stage: VQ-f4 (Esser et al. 2021) without a discriminator.
+"""Pretraining the first stage: KL-f4 (Rombach et al. 2022) without a discriminator.
 
-The codes are learned last, by k-means over the latents of the trained encoder; until then the
-decoder sees noise as large as the distance between codes. B batch, C h w latent, S picture side.
+A 4x4 patch has 48 numbers, and the latent keeps 16 of them. It starts as, and is held near, the
+best linear code of patches (PatchCode): what a network alone finds in the time that a CPU has keeps
+less of the texture that tells one kind of flower from another.
+B batch, C h w latent, S picture side.
 """
 from pathlib import Path
 
@@ -9,19 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autoencoder import Autoencoder, Quantizer
+from ..autoencoder import Autoencoder
 from ..clip import CLIP
 from ..metrics import psnr
-from ..models import fingerprint, generator
+from ..models import fingerprint, generator, pick_device
 from ..weights import load_checkpoint
-from .art import Art, composite, read_art
-from .codes import k_means
+from .art import composite, read_art
+from .linear import PatchCode, fit_convolution
 from .training import SIZE, fit, load_frozen, save_grid, save_ldm
 
 CHANNELS = 32  # of the encoder and decoder at full resolution
-LATENT_CHANNELS = 3
-CODES = 16384
-CODE_DISTANCE = 0.06  # of latents with a variance of 1
+LATENT_CHANNELS = 16
+LOG_VARIANCE = -6.0  # of the posterior at the start
 CRITIC_LAYERS = 3  # of CLIP's vision tower, whose patch tokens are compared
 
 
@@ -41,43 +42,84 @@ class PatchFeatures(nn.Module):
         return F.normalize(tokens[:, 1:].float(), dim=-1)  # without the class token
 
 
-def reconstruction_loss(x: Tensor, y: Tensor, features: PatchFeatures) -> Tensor:
-    """|y - x| + 4 |y - x|^2 + a tenth of the squared distance of their patch features."""
+def reconstruction_loss(x: Tensor, y: Tensor, features: PatchFeatures, code: PatchCode) -> Tensor:
+    """How far y is from x: |y - x| + 4 |y - x|^2, a fifth of the squared distance of their patch
+    features, and a twentieth of that of their linear codes."""
     perceptual = (features(y) - features(x)).square().sum(-1).mean()
-    return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * perceptual
+    texture = code.distance(code(y), code(x))
+    return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.2 * perceptual + 0.05 * texture
 
 
-def whiteness_penalty(z: Tensor) -> Tensor:
-    """How far latents (B C h w) are from a mean of 0 and a covariance that is the identity."""
-    points = z.float().movedim(1, -1).flatten(0, 2)  # B*h*w C
-    identity = torch.eye(z.shape[1], device=z.device)
-    return (torch.cov(points.T) - identity).square().sum() + points.mean(0).square().sum()
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Of N(mean, exp(log_variance)) from N(0, 1), the mean over all numbers. VAE, Kingma & Welling
+    2014, appendix B."""
+    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
-def first_stage(init: Path | None) -> Autoencoder:
-    """The autoencoder to train, fresh or that of the folder `init`, its codes not learned yet."""
+def first_stage(init: Path | None, code: PatchCode, x: Tensor) -> Autoencoder:
+    """The autoencoder to train; its latents are about the linear code of pictures x (N 3 S S).
+
+    init: the folder of a first stage, of any latents, whose layers are taken over where they fit.
+    Its decoder goes on with what it is used to."""
+    model = Autoencoder(
+        CHANNELS, z_channels=LATENT_CHANNELS, embed_dim=LATENT_CHANNELS, codes=None
+    )
+    earlier = None
     if init:
-        model = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
-    else:
-        model = Autoencoder(CHANNELS, z_channels=LATENT_CHANNELS, embed_dim=LATENT_CHANNELS)
-    model.quantize = Quantizer(CODES, model.post_quant_conv.in_channels).requires_grad_(False)
+        earlier = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+        take_over(model, earlier)
+    start_linear(model, code, x)
+    if earlier:
+        keep_decoding(model, earlier, x)
     return model
 
 
-def pictures_for_codes(art: Art, seen: int, g: torch.Generator) -> Tensor:
-    """Pictures (N 3 S S) with more latent vectors than there are codes, N at most 1,024 and `seen`
-    where that suffices."""
-    fewest = CODES // 256  # a picture has 16 x 16 latent vectors
-    x, _, _ = composite(art, max(fewest, min(1024, seen)), SIZE, g)
-    return x
+@torch.no_grad()
+def take_over(model: Autoencoder, earlier: Autoencoder) -> None:
+    """Copy every tensor of the same name and shape."""
+    state = earlier.state_dict()
+    for name, value in model.state_dict().items():
+        if name in state and state[name].shape == value.shape:
+            value.copy_(state[name])
 
 
-def learn_codes(model: Autoencoder, x: Tensor) -> None:
-    """Spread the model's codes over its latents of pictures x (N 3 S S)."""
-    z = torch.cat([model.encode(part) for part in x.split(64)])  # N C h w
-    points = z.movedim(1, -1).flatten(0, 2)  # N*h*w C
-    codes = model.quantize.embedding.weight
-    codes.copy_(k_means(points, len(codes)))
+@torch.no_grad()
+def start_linear(model: Autoencoder, code: PatchCode, x: Tensor) -> None:
+    """Fit the encoder's last convolution so that the mean is the code of x (N 3 S S), and make the
+    convolutions around the latent the identity."""
+    encoder = model.encoder
+    channels = LATENT_CHANNELS
+    h = encoder.mid(encoder.down(encoder.conv_in(x)))
+    h = F.silu(encoder.norm_out(h))
+    mean = nn.Conv2d(h.shape[1], channels, 3, padding=1)
+    fit_convolution(mean, h, code(x))
+    encoder.conv_out.weight[:channels] = mean.weight
+    encoder.conv_out.bias[:channels] = mean.bias
+    encoder.conv_out.weight[channels:] = 0
+    encoder.conv_out.bias[channels:] = LOG_VARIANCE
+    for conv in (model.quant_conv, model.post_quant_conv):
+        nn.init.dirac_(conv.weight)
+        nn.init.zeros_(conv.bias)
+
+
+@torch.no_grad()
+def keep_decoding(model: Autoencoder, earlier: Autoencoder, x: Tensor) -> None:
+    """Fit the decoder's first convolution so that it gives what the earlier one gave.
+
+    Its fresh weights stay below the fitted ones: channels that start at zero would be learned late.
+    """
+    conv = model.decoder.conv_in
+    fresh = conv.weight.clone()
+    expected = earlier.decoder.conv_in(earlier.post_quant_conv(earlier.encode(x)))
+    fit_convolution(conv, model.encode(x), expected)
+    conv.weight.add_(0.3 * fresh)
+
+
+def unit_scale(model: Autoencoder, x: Tensor) -> float:
+    """What the latents of x (N 3 S S) must be multiplied by to have a deviation of 1 over all
+    channels: the scale_factor of released KL models. A number that fp16 holds."""
+    z = torch.cat([model.encode(part) for part in x.split(64)])
+    return (1 / z.std()).half().item()
 
 
 def show_reconstructions(model: Autoencoder, x: Tensor, path: Path) -> float:
@@ -96,18 +138,25 @@ def train_autoencoder(
     critic = fingerprint(clip)  # of all of it, before it is cut
     features = PatchFeatures(clip, CRITIC_LAYERS)
     torch.manual_seed(seed)
-    model = first_stage(init)
+    pictures, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
+    code = PatchCode(pictures, LATENT_CHANNELS)
+    model = first_stage(init, code, pictures)
+    code.to(pick_device())
     side = SIZE // model.factor
-    latent_shape = (batch, model.post_quant_conv.in_channels, side, side)
 
     def draw_batch(g: torch.Generator) -> tuple[Tensor, ...]:
         x, _, _ = composite(art, batch, SIZE, g)
-        return x, CODE_DISTANCE * torch.randn(latent_shape, generator=g)
+        return x, torch.randn(batch, LATENT_CHANNELS, side, side, generator=g)
 
     def loss_of(model: Autoencoder, x: Tensor, noise: Tensor) -> Tensor:
-        z = model.encode(x)
-        y = model.decoder(model.post_quant_conv(z + noise)).float()
-        return reconstruction_loss(x, y, features) + whiteness_penalty(z)
+        moments = model.quant_conv(model.encoder(x)).float()
+        mean, log_variance = moments.chunk(2, dim=1)  # each B C h w
+        log_variance = log_variance.clamp(-20, 4)
+        z = mean + (log_variance / 2).exp() * noise
+        y = model.decoder(model.post_quant_conv(z)).float()
+        nearness = code.distance(mean, code(x))
+        kl = kl_divergence(mean, log_variance)
+        return reconstruction_loss(x, y, features, code) + 0.05 * nearness + 1e-4 * kl
 
     config = {
         "steps": steps,
@@ -118,7 +167,7 @@ def train_autoencoder(
         "data": str(data),
     }
     model = fit(model, draw_batch, loss_of, out / "training/autoencoder.pt", config, fast).cpu()
-    learn_codes(model, pictures_for_codes(art, steps * batch, generator(seed, steps)))
+    model.scale_factor = unit_scale(model, pictures)
     # alone in its file: a U-Net that was there knew other latents
     save_ldm(out / "ldm.ckpt", {"first_stage_model": model})
 

@@ -94,7 +94,8 @@ def save_ldm(path: Path, parts: dict[str, nn.Module]) -> None:
     state = {}
     for name, part in parts.items():
         state |= fp16_state(part, f"{name}.")
-    save({"state_dict": {**state, "image_size": torch.tensor(SIZE)}}, path)
+    scale = torch.tensor(parts["first_stage_model"].scale_factor)
+    save({"state_dict": {**state, "scale_factor": scale, "image_size": torch.tensor(SIZE)}}, path)
 
 
 def load_frozen(kind: type[nn.Module], path: Path) -> nn.Module:

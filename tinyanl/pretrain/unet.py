@@ -15,18 +15,18 @@ from ..clip import CLIP
 from ..metrics import frechet_distance
 from ..models import fingerprint, generator, pick_device
 from ..sample import denoise
-from ..schedule import Denoiser, add_noise, ldm_alpha_bar
+from ..schedule import Denoiser, add_noise, ldm_alpha_bar, min_snr_weights
 from ..unet import UNet
 from ..weights import load_checkpoint
 from .art import Art, composite, read_art
 from .families import FAMILIES
+from .linear import fit_convolution
 from .training import SIZE, fit, load_frozen, save_grid, save_ldm
 
 ALPHA_BAR = ldm_alpha_bar()
 CHANNELS = 64  # at the resolution of the latents
 CLASS_WIDTH = 128  # of a class's embedding, and so of the U-Net's context
 NO_CLASS_RATE = 1 / 8
-MOST_SNR = 5  # at which the loss stops to grow with the signal-to-noise ratio
 CLASSES = "cond_stage_model.embedding.weight"
 
 
@@ -57,51 +57,78 @@ def classes_of(art: Art) -> tuple[list[str], Tensor]:
 
 
 @torch.no_grad()
-def encode_art(art: Art, first_stage: Autoencoder, n: int, seed: int) -> tuple[Tensor, Tensor]:
+def encode_art(
+    art: Art, first_stage: Autoencoder, n: int, seed: int, fast: bool
+) -> tuple[Tensor, Tensor]:
     """n pictures drawn at random -> their latents (n C h w), on the CPU, and indices into art (n,).
 
-    n is rounded up to a multiple of 64."""
+    n is rounded up to a multiple of 64. fast: in bf16."""
+    device = pick_device()
     latents = []
     indices = []
     for i in tqdm(range(0, n, 64), "encoding", unit_scale=64, unit="img"):
         x, index, _ = composite(art, 64, SIZE, generator(seed, -1 - i))
-        latents.append(first_stage.encode(x.to(pick_device())).cpu())
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            z = first_stage.encode(x.to(device))
+        latents.append(z.float().cpu())
         indices.append(index)
     return torch.cat(latents), torch.cat(indices)
 
 
-def start_from(init: Path | None, channels: int, classes: int) -> ClassConditionalUNet:
-    """The model to train: fresh, or that of the folder `init`, whose table of classes is kept if it
-    has as many rows. ValueError: its U-Net takes latents of another number of channels."""
-    embedding = nn.Embedding(classes + 1, CLASS_WIDTH)
-    if init is None:
-        unet = UNet(
-            in_channels=channels,
-            out_channels=channels,
-            channels=CHANNELS,
-            mult=(1, 2, 3),
-            blocks=1,
-            attention=(False, True, True),
-            context_dim=CLASS_WIDTH,
-        )
-        return ClassConditionalUNet(embedding, unet)
+def fresh_model(channels: int, classes: int) -> ClassConditionalUNet:
+    """The model before training, for latents of so many channels."""
+    unet = UNet(
+        in_channels=channels,
+        out_channels=channels,
+        channels=CHANNELS,
+        mult=(1, 2, 3),
+        blocks=1,
+        attention=(False, True, True),
+        context_dim=CLASS_WIDTH,
+    )
+    return ClassConditionalUNet(nn.Embedding(classes + 1, CLASS_WIDTH), unet)
+
+
+def start_from(
+    init: Path, classes: int, first_stage: Autoencoder, x: Tensor
+) -> ClassConditionalUNet:
+    """The U-Net of the folder `init`, with its table of classes if that has as many rows, made to
+    fit the first stage's latents of pictures x (N 3 S S)."""
     state = load_checkpoint(init / "ldm.ckpt")
-    unet = UNet.from_checkpoint(state)
-    if unet.in_channels != channels:
-        raise ValueError(
-            f"{init / 'ldm.ckpt'} has a U-Net for latents of {unet.in_channels} channels, the "
-            f"first stage makes {channels}: leave out --init"
-        )
+    embedding = nn.Embedding(classes + 1, CLASS_WIDTH)
     earlier = state.get(CLASSES)
     if earlier is not None and earlier.shape == embedding.weight.shape:
         embedding.weight.data.copy_(earlier)
-    return ClassConditionalUNet(embedding, unet)
+    model = ClassConditionalUNet(embedding, UNet.from_checkpoint(state))
+    if model.unet.in_channels != first_stage.post_quant_conv.in_channels:
+        change_latents(model, Autoencoder.from_checkpoint(state), first_stage, x)
+    return model
 
 
-def min_snr_weights(alpha_bar: Tensor, most: float = MOST_SNR) -> Tensor:
-    """(T,) float32: min(SNR, most) / SNR at each time (Hang et al. 2023, arXiv 2303.09556)."""
-    snr = (alpha_bar / (1 - alpha_bar)).float()
-    return snr.clamp(max=most) / snr
+@torch.no_grad()
+def change_latents(
+    model: ClassConditionalUNet, earlier: Autoencoder, first_stage: Autoencoder, x: Tensor
+) -> None:
+    """Give the U-Net, which knows the latents of an earlier first stage, a first and a last
+    convolution for those of this one, fitted on pictures x (N 3 S S).
+
+    The first gives what the earlier one gave, at little noise; the last gives the noise."""
+    unet = model.unet
+    z0 = first_stage.encode(x)  # N C h w
+    old = unet.input_blocks[0][0]
+    first = nn.Conv2d(z0.shape[1], old.out_channels, 3, padding=1)
+    fit_convolution(first, z0 + 0.3 * torch.randn_like(z0), old(earlier.encode(x)))
+    unet.input_blocks[0][0] = first
+    unet.in_channels = z0.shape[1]
+
+    last = nn.Conv2d(unet.out[-1].in_channels, z0.shape[1], 3, padding=1)
+    unet.out[-1] = nn.Identity()  # so that the U-Net gives what its last convolution takes
+    t = torch.randint(len(ALPHA_BAR), (len(z0),))
+    eps = torch.randn_like(z0)
+    no_class = torch.full_like(t, model.classes.num_embeddings - 1)
+    hidden = model(add_noise(z0, t, eps, ALPHA_BAR), t, no_class)
+    fit_convolution(last, hidden, eps)
+    unet.out[-1] = last
 
 
 def denoising_loss(
@@ -203,9 +230,9 @@ def train_unet(
     first_stage = load_frozen(Autoencoder, out / "ldm.ckpt")
     critic = load_frozen(CLIP, out / "clip.pt")
     names, label_of = classes_of(art)
-    latents, indices = encode_art(art, first_stage, looks, seed)
+    latents, indices = encode_art(art, first_stage, looks, seed, fast)
     labels = label_of[indices]
-    weights = min_snr_weights(ALPHA_BAR)
+    weights = min_snr_weights(ALPHA_BAR).float()
 
     def draw_batch(g: torch.Generator) -> tuple[Tensor, ...]:
         i = torch.randint(looks, (batch,), generator=g)
@@ -217,7 +244,12 @@ def train_unet(
         return add_noise(z0, t, eps, ALPHA_BAR), t, label, eps, weights[t]
 
     torch.manual_seed(seed)
-    model = start_from(init, latents.shape[1], len(names))
+    if init:
+        x, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
+        model = start_from(init, len(names), first_stage.cpu(), x)
+        first_stage.to(pick_device())
+    else:
+        model = fresh_model(latents.shape[1], len(names))
     config = {
         "steps": steps,
         "seed": seed,
