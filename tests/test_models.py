@@ -102,6 +102,7 @@ def test_a_run_trained_in_bf16_comes_back_beside_a_base_that_still_trains(
     monkeypatch.setattr(train, "draw", lambda *args: None)
     fingerprints = shared.fingerprints()
     settings = dict(batch=2, sample_every=9, device="cpu")
+    monkeypatch.setattr(train, "cosine", lambda highest, step, steps: highest)  # for 1 or 2 steps
     train.train(data, steps=1, out=tmp_path / "run", **settings)
     run = load_run(tmp_path / "run")
     assert sample.sample(run, torch.zeros(1, base.clip.dim), steps=2).isfinite().all()

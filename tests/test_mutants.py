@@ -27,7 +27,7 @@ from tinyanl.runs import noting_signals
 from tinyanl.sample import filmstrip, sample, to_uint8
 from tinyanl.sample import main as sample_main
 from tinyanl.schedule import ddim, ldm_alpha_bar
-from tinyanl.train import train
+from tinyanl.train import cosine, train
 from tinyanl.tune import tunable
 from tinyanl.unet import UNet
 
@@ -85,13 +85,25 @@ def test_a_held_out_picture_meets_its_own_condition():
 
 
 def test_the_loss_by_hand(base):
-    g, t = torch.Generator().manual_seed(0), torch.tensor([100, 800])
+    g, t = torch.Generator().manual_seed(0), torch.tensor([50, 800])
     z0, eps = torch.randn(2, 2, *base.latent_shape, generator=g)
     a = ldm_alpha_bar()[t].float().view(-1, 1, 1, 1)
     with torch.no_grad():
         guess = base.unet(a.sqrt() * z0 + (1 - a).sqrt() * eps, t, base.null.expand(2, -1, -1))
         found = denoising_loss(fresh_run(base), z0, torch.randn(2, 128), t, eps)
-    assert_close(found, (guess - eps).square().mean())
+        trained_on = loss.Loss(fresh_run(base))(z0, torch.randn(2, 128), t, eps)
+    errors = (guess - eps).square().mean((1, 2, 3))
+    assert_close(found, errors.mean())
+    snr = (a / (1 - a)).flatten()
+    assert snr[0] > 5 > snr[1]
+    assert_close(trained_on, (errors[0] * 5 / snr[0] + errors[1]) / 2)
+
+
+def test_the_learning_rate_is_half_a_cosine():
+    rates = [cosine(2.0, step, steps=8) for step in range(9)]
+    assert rates[0] == 2 and rates[4] == pytest.approx(1) and rates[8] == pytest.approx(0)
+    assert rates[2] == pytest.approx(1 + 2**-0.5)
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
 
 
 def test_a_sample_is_the_end_of_ddim_on_a_masked_guided_condition(run):
@@ -149,7 +161,7 @@ def test_the_first_step_of_adam_and_of_the_average_in_closed_form(data, tmp_path
     out = train(data, steps=1, batch=4, lr=3e-3, out=tmp_path / "run", device="cpu")
     state = torch.load(out / "state.pt", weights_only=True)
     for name in (name for name in state["live"] if "to_out" in name or "from_hidden" in name):
-        assert_close(state["live"][name].abs().max().item(), 3e-3, rtol=1e-3, atol=0)
+        assert_close(state["live"][name].abs().max().item(), 3e-3, rtol=3e-3, atol=0)
         assert_close(state["ema"][name], 0.9 * state["live"][name])
 
 
@@ -170,7 +182,7 @@ def test_what_a_resumed_run_may_change_does_change(data, copy, change, monkeypat
     # steps 2 and 3, and one that is drawn ahead
     assert asked == [(new["batch"], new["train_mask"])] * 3
     optimizer = torch.load(copy / "state.pt", weights_only=True)["optimizer"]
-    assert optimizer["param_groups"][0]["lr"] == new["lr"]
+    assert optimizer["param_groups"][0]["lr"] == cosine(new["lr"], step=3, steps=4)
 
 
 def test_an_adapter_whose_state_is_gone_is_not_replaced(data, copy):
@@ -280,18 +292,20 @@ def test_variations_are_compared_with_other_classes_and_with_training_pictures(
 
 
 def test_a_base_without_classes_has_heads_of_32_channels(tmp_path):
-    unet = randomise(
-        UNet(channels=64, mult=(1, 2), attention=(False, True), context_dim=None, head_channels=32)
-    )
+    own = torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]
+    channels = own["first_stage_model.post_quant_conv.weight"].shape[1]
+    sizes = {"in_channels": channels, "out_channels": channels, "channels": 64, "mult": (1, 2)}
+    unet = UNet(**sizes, attention=(False, True), context_dim=None, head_channels=32)
+    randomise(unet)
     state = {"model.diffusion_model." + k: v for k, v in unet.state_dict().items()} | {
         "image_size": torch.tensor(64)
     }
-    own = torch.load(EMBEDDED / "ldm.ckpt", weights_only=True)["state_dict"]
     state |= {k: v for k, v in own.items() if k.startswith("first_stage_model.")}
     torch.save({"state_dict": state}, tmp_path / "ldm.ckpt")
     for name in ("clip.pt", "merges.txt.gz"):
         shutil.copy(EMBEDDED / name, tmp_path)
-    base, z, t = load_base(tmp_path, "cpu"), torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
+    base = load_base(tmp_path, "cpu")
+    z, t = torch.randn(2, *base.latent_shape), torch.tensor([10, 900])
     with torch.no_grad():
         assert base.null is None
         assert torch.equal(fresh_run(base).bind(torch.randn(2, 128))(z, t), unet(z, t))

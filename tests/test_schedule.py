@@ -7,9 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers.training_utils import compute_snr
 from torch.testing import assert_close
 
-from tinyanl.schedule import add_noise, ddim, ddim_timesteps, ddpm, ldm_alpha_bar
+from tinyanl.schedule import (
+    add_noise,
+    ddim,
+    ddim_timesteps,
+    ddpm,
+    ldm_alpha_bar,
+    min_snr_weights,
+)
 
 LDM = dict(
     num_train_timesteps=1000,
@@ -46,6 +54,17 @@ def test_add_noise_equals_diffusers_and_keeps_the_latents_type():
     ours = add_noise(z0, t, eps, ldm_alpha_bar())
     assert ours.dtype == torch.float32
     assert_close(ours, DDPMScheduler(**LDM).add_noise(z0, eps, t), atol=1e-5, rtol=1e-5)
+
+
+def test_min_snr_weights_are_those_of_their_definition():
+    """diffusers' training example: min(SNR, 5) / SNR for a model that predicts noise; at much noise
+    they are 1, and where SNR is 100 they are 1/20."""
+    alpha_bar = torch.tensor([100 / 101, 5 / 6, 0.5, 0.001], dtype=torch.float64)
+    expected = torch.tensor([0.05, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert_close(min_snr_weights(alpha_bar), expected)
+    snr = compute_snr(DDPMScheduler(**LDM), torch.arange(1000))
+    theirs = torch.minimum(snr, torch.full_like(snr, 5)) / snr
+    assert_close(min_snr_weights(ldm_alpha_bar()).float(), theirs, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("steps", [s for s in range(1, 1000) if 1000 % s == 0])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_base_is_frozen_in_eval_mode_and_float32(base):
     for model in (base.unet, base.autoencoder, base.clip):
         assert not model.training
         assert all(not p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
-    assert (base.size, base.latent_shape, base.null.shape) == (64, (3, 16, 16), (1, 1, 128))
+    assert (base.size, base.latent_shape, base.null.shape) == (64, (16, 16, 16), (1, 1, 128))
 
 
 def test_only_anl_tensors_get_gradients(base):
@@ -212,10 +213,25 @@ def test_a_fresh_process_predicts_the_same_bit_for_bit(run_folder, base, tmp_pat
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
 
 
+def stopped_after(steps):
+    """Ask training to stop, as Ctrl-C does, in the step before so many are done."""
+    read_numbers = train_module.read_numbers
+    seen = []
+
+    def read_and_ask(loss, norm, stop, world):
+        seen.append(loss)
+        return read_numbers(loss, norm, stop or len(seen) == steps, world)
+
+    return patch.object(train_module, "read_numbers", read_and_ask)
+
+
 def test_resuming_gives_the_tensors_of_an_uninterrupted_run(flowers, tmp_path):
     settings = dict(batch=4, sample_every=100, save_every=2, device="cpu", seed=3)
     whole = train(flowers, steps=4, out=tmp_path / "whole", **settings)
-    train(flowers, steps=2, out=tmp_path / "halves", **settings)
+    with stopped_after(2), pytest.raises(KeyboardInterrupt):
+        train(flowers, steps=4, out=tmp_path / "halves", **settings)
+    state = torch.load(tmp_path / "halves" / "state.pt", weights_only=True)
+    assert state["step"] == 2
     halves = train(flowers, steps=4, out=tmp_path / "halves", resume=True, **settings)
     a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (whole, halves))
     for part in ("live", "ema"):
@@ -239,7 +255,7 @@ def test_dry_run_says_everything_and_writes_nothing(flowers, tmp_path, capsys):
         "64 px",
         "3,409,920 parameters",
         "effective batch 32",
-        "learning rate 0.002 (by a sweep",
+        "learning rate 0.003 (by a sweep",
         " s a step, ",
         " MB at most",
     ):
@@ -340,7 +356,7 @@ def test_a_run_on_mapped_files_is_the_same(flowers, whole, tmp_path, monkeypatch
     monkeypatch.setattr(encode_module, "IN_MEMORY", 0)
     run = train(flowers, steps=5, batch=8, sample_every=9, out=tmp_path / "run", device="cpu")
     a, b = (torch.load(run / "adapter.pt", weights_only=True)["trained"] for run in (whole, run))
-    assert (run / "cache/latents").stat().st_size == 12 * 2 * 3 * 16 * 16 * 4
+    assert (run / "cache/latents").stat().st_size == 12 * 2 * 16 * 16 * 16 * 4
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 

@@ -3,18 +3,14 @@
 B batch, C h w latent, D CLIP embedding width.
 """
 import contextlib
-import copy
 import functools
-import time
-from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .dataset import Batch, T
+from .dataset import Batch
 from .models import Run
-from .schedule import add_noise, ldm_alpha_bar
+from .schedule import add_noise, ldm_alpha_bar, min_snr_weights
 
 
 @functools.cache
@@ -24,16 +20,28 @@ def alpha_bar_on(device: torch.device) -> Tensor:
     return ldm_alpha_bar().float().to(device)
 
 
-def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """Mean of |eps - eps_hat(z_t, t, cond)|^2 over a batch, DDPM eq. (14), without weights. All lie
-    on the run's device."""
+@functools.cache
+def weights_on(device: torch.device) -> Tensor:
+    """min-SNR-5 loss weights (T,) in float32 on a device."""
+    return min_snr_weights(ldm_alpha_bar()).float().to(device)
+
+
+def denoising_loss(run: Run, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor,
+                   weights: Tensor | None = None) -> Tensor:
+    """Mean of |eps - eps_hat(z_t, t, cond)|^2 over a batch, DDPM eq. (14). All lie on the run's
+    device.
+
+    weights (T,): how much each timestep counts; without them all count alike."""
     z_t = add_noise(z0, t, eps, alpha_bar_on(z0.device))
-    return F.mse_loss(run.bind(cond)(z_t, t), eps)
+    errors = (run.bind(cond)(z_t, t) - eps).square().mean((1, 2, 3))  # B
+    if weights is not None:
+        errors = errors * weights[t]
+    return errors.mean()
 
 
 class Loss(nn.Module):
-    """denoising_loss as a module that owns what is trained, since that is what
-    DistributedDataParallel takes."""
+    """What training minimises: denoising_loss with min-SNR-5 weights. It is a module that owns what
+    is trained, since that is what DistributedDataParallel takes."""
 
     def __init__(self, run: Run):
         super().__init__()
@@ -41,7 +49,7 @@ class Loss(nn.Module):
         self.model = run.model
 
     def forward(self, z0: Tensor, cond: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        return denoising_loss(self.run, z0, cond, t, eps)
+        return denoising_loss(self.run, z0, cond, t, eps, weights_on(z0.device))
 
 
 def gradients(loss_of: nn.Module, batch: Batch, accumulate: int = 1, rank: int = 0,
@@ -72,29 +80,9 @@ def no_sync(loss_of: nn.Module) -> contextlib.AbstractContextManager:
 
 @torch.no_grad()
 def curve_loss(run: Run, batch: Batch, rank: int = 0, world: int = 1) -> Tensor:
-    """This process's share of the mean loss of a batch, (): the sum over all `world` processes is
-    the mean."""
+    """This process's share of the mean loss of a batch, without weights, (): the sum over all
+    `world` processes is the mean."""
     share = [x[rank::world] for x in batch[:4]]
     if not len(share[0]):
         return torch.zeros((), device=batch.z0.device)
     return denoising_loss(run, *share) * (len(share[0]) / len(batch.z0))
-
-
-def rehearse(run: Run, loss_of: Callable[..., Tensor], parameters: list[nn.Parameter], batch: int,
-             accumulate: int) -> float:
-    """Seconds of a training step, on noise; what it needs of memory stands in peak_megabytes
-    afterwards."""
-    optimizer = torch.optim.AdamW(parameters, lr=1e-9)
-    average = copy.deepcopy(run.model).requires_grad_(False)
-    z0 = torch.randn(batch, *run.base.latent_shape)
-    cond = torch.randn(batch, run.base.clip.dim)
-    t = torch.randint(T, (batch,))
-    noise = Batch(z0, cond, t, z0, t).to(run.base.device)
-    for _ in range(3):  # the first ones are slower
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        loss = gradients(loss_of, noise, accumulate)
-        optimizer.step()
-        torch._foreach_lerp_(list(average.parameters()), list(run.model.parameters()), 0.01)
-        loss.item()  # a GPU is waited for
-    return time.perf_counter() - begin

@@ -7,11 +7,12 @@ Attention-NonLinear (ANL) modules inserted into it, or the parts of it that --tu
 
 The first stage and CLIP stay frozen; with --tune anl the U-Net is frozen as well. Pictures are
 encoded once, with their mirror images; a tenth of them is held out. Training then draws (latent,
-embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14). Half of
+embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM eq. (14), with
+min-SNR-5 weights (Hang et al. 2023) and a learning rate that falls to 0 by a half cosine. Half of
 the conditions are partly masked (--train-mask): our addition, the paper masks at sampling only.
 Masked sampling then gains diversity for a smaller loss of fidelity, but pictures follow prompts
-less well (tutorials/08_masks.ipynb). With torchrun each process takes a part of every batch. B
-batch, R rows of a grid, S picture side, D CLIP embedding width.
+less well (tutorials/08_masks.ipynb). With torchrun each process takes a part of every batch.
+B batch, R rows of a grid, S picture side, D CLIP embedding width.
 """
 import contextlib
 import copy
@@ -19,6 +20,7 @@ import dataclasses
 import json
 import math
 import shlex
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +33,8 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from .data import Folder, describe, open_rgb, scan, to_square
-from .dataset import COND_DROP, Batch, TrainingData, encode_folder
-from .loss import Loss, curve_loss, gradients, rehearse
+from .dataset import COND_DROP, Batch, T, TrainingData, encode_folder
+from .loss import Loss, curve_loss, gradients
 from .models import Base, Run, check_seed, load_base, split
 from .options import add_options, option
 from .page import page
@@ -54,7 +56,7 @@ from .sample import filmstrip, sample, to_uint8
 from .tune import DEAD, TUNES, trained, tunable, unet_of
 
 SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps, lowest held-out loss
-LEARNING_RATES = {"anl": 2e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3,
+LEARNING_RATES = {"anl": 3e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3,
                   "shallow": 1e-3, "uncond": 1e-3}
 RELEASED_LEARNING_RATE = 1e-4
 UNMEASURED = "base_learning_rate of LDM's cin256-v2; no rate was measured here"
@@ -82,7 +84,7 @@ class Options:
     checkpoint: bool = option(
         False, help="keep few activations and compute them twice: less memory")
     lr: float | None = option(
-        None, help="constant learning rate (default: as measured, said at the start)", kept=True,
+        None, help="highest learning rate (default: as measured, said at the start)", kept=True,
         may_change=True)
     tokens: int = option(1, help="condition tokens K", kept=True)
     ratio: int = option(4, help="relative width of the mapping", kept=True)
@@ -135,7 +137,7 @@ class Options:
         return self.save_every or self.grid_steps
 
     def learning_rate(self) -> tuple[float, str]:
-        """The learning rate, and where it comes from."""
+        """The highest learning rate, and where it comes from."""
         if self.lr is not None:
             return self.lr, "given"
         if self.weights is not None:
@@ -175,7 +177,7 @@ class State:
     """What training changes: the live tensors and their average, AdamW's moments, the step, and
     what was logged and painted so far."""
 
-    def __init__(self, run: Run, fingerprints: dict[str, str], lr: float):
+    def __init__(self, run: Run, fingerprints: dict[str, str]):
         self.run = run
         self.fingerprints = fingerprints  # of the base, to refuse another one on --resume
         self.average = dataclasses.replace(run, model=copy.deepcopy(run.model))
@@ -183,14 +185,15 @@ class State:
         self.ema = tensors(self.average.model)
         self.average.model.requires_grad_(False)
         self.parameters = with_effect(run.model, run.config["tokens"])
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=WEIGHT_DECAY)
+        self.optimizer = torch.optim.AdamW(self.parameters, weight_decay=WEIGHT_DECAY)
         self.step = 0
         self.losses: list[float] = []  # since the last line of the log
         self.log: list[dict] = []
         self.frames: dict[int, Tensor] = {}  # step -> samples (R 3 S S) uint8
 
-    def update(self, loss: float) -> None:
+    def update(self, loss: float, lr: float) -> None:
         """Take an optimizer step along the gradients, and move the average after it."""
+        self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.ema.values()), list(self.live.values()), 1 - decay)
@@ -221,12 +224,10 @@ class State:
             kinds = sorted({"weights" if name == "weights" else "pictures" for name in differing})
             raise ValueError(f"the run was trained on other {' and '.join(kinds)} than there are "
                              "now: put them back, or give --out for a new run")
-        lr = self.optimizer.param_groups[0]["lr"]
         for name in self.live:
             self.live[name].copy_(state["live"][name])
             self.ema[name].copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.param_groups[0]["lr"] = lr  # it may have been given anew
         self.step = state["step"]
         self.losses = state["losses"]
         self.log = state["log"]
@@ -329,6 +330,7 @@ def train(options: Options | str | Path | None = None, **flags: object) -> Path:
         batch = data.batch(state.step, options.batch, options.train_mask)
         with progress(options, state, rank) as bar, noting_signals() as signals:
             for step in bar:
+                lr = cosine(options.learning_rate()[0], step, options.steps)
                 state.optimizer.zero_grad()
                 loss = gradients(loss_of, batch.to(base.device), options.accumulate, rank, world)
                 norm = torch.nn.utils.clip_grad_norm_(state.parameters, 1.0)
@@ -337,8 +339,8 @@ def train(options: Options | str | Path | None = None, **flags: object) -> Path:
                 loss, norm, stop = read_numbers(loss, norm, len(signals), world)
                 if not math.isfinite(loss + norm):
                     keep(options, state, out)
-                    raise ValueError(not_finite(state, loss, norm, data, batch))
-                state.update(loss)
+                    raise ValueError(not_finite(step, loss, norm, lr, data, batch))
+                state.update(loss, lr)
                 batch = following
 
                 # what is due after so many steps
@@ -362,16 +364,18 @@ def fresh_model(options: Options, base: Base) -> nn.ModuleDict:
 
 
 def fresh_state(options: Options, base: Base, model: nn.ModuleDict, data: TrainingData) -> State:
-    """The state before the first step.
+    """The state before the first step."""
+    run = Run(training_base(options, base), model, data.mu, data.mu_text, data.sigma,
+              options.config(), data.names, data.files)
+    return State(run, base.fingerprints())
 
-    Where the U-Net stays frozen and computes in bf16, its weights are rounded once and not at every
-    step, to the same numbers."""
-    fingerprints = base.fingerprints()
+
+def training_base(options: Options, base: Base) -> Base:
+    """The base as training computes with it. Where the U-Net stays frozen and computes in bf16, its
+    weights are rounded once and not at every step, to the same numbers."""
     if options.tune == "anl" and base.bf16:
-        base = base.rounded
-    run = Run(base, model, data.mu, data.mu_text, data.sigma, options.config(), data.names,
-              data.files)
-    return State(run, fingerprints, options.learning_rate()[0])
+        return base.rounded
+    return base
 
 
 @contextlib.contextmanager
@@ -417,7 +421,7 @@ def announce(options: Options, base: Base, folder: Folder, model: nn.ModuleDict,
     say(f"device     {base.device}, {'bf16 autocast' if base.bf16 else 'float32'}")
     say(f"trainable  {trainable}")
     say(f"training   {options.steps} steps, effective batch {batch}, learning rate {lr:g} "
-        f"({source}), weight decay {WEIGHT_DECAY}")
+        f"({source}) falling to 0, weight decay {WEIGHT_DECAY}")
     if not options.dry_run:
         say(f"pictures   open {options.folder / 'index.html'} in a browser to watch")
     for path, reason in folder.skipped[5:]:  # the first line names the first five
@@ -429,10 +433,21 @@ def announce(options: Options, base: Base, folder: Folder, model: nn.ModuleDict,
 def time_steps(options: Options, base: Base, model: nn.ModuleDict, world: int) -> None:
     """Say how long a step takes and how much memory it needs, from three steps on noise."""
     mean = torch.zeros(base.clip.dim)
-    run = Run(base, model, mean, mean, 1.0, options.config(), [])
+    run = Run(training_base(options, base), model, mean, mean, 1.0, options.config(), [])
+    state = State(run, fingerprints={})
     loss_of = loss_function(options, run, world=1)
-    seconds = rehearse(run, loss_of, with_effect(model, options.tokens), options.batch // world,
-                       options.accumulate)
+    size = options.batch // world
+    z0 = torch.randn(size, *base.latent_shape)
+    cond = torch.randn(size, base.clip.dim)
+    t = torch.randint(T, (size,))
+    noise = Batch(z0, cond, t, z0, t).to(base.device)
+    for _ in range(3):  # the first ones are slower
+        begin = time.perf_counter()
+        state.optimizer.zero_grad()
+        loss = gradients(loss_of, noise, options.accumulate)
+        state.update(0.0, lr=0.0)
+        loss.item()  # a GPU is waited for
+        seconds = time.perf_counter() - begin
     minutes = options.steps * seconds / 60
     say(f"expected   {seconds:.2g} s a step, {minutes:.2g} minutes for all of them; "
         f"{memory_text(base.device)}")
@@ -531,11 +546,18 @@ def read_numbers(loss: Tensor, norm: Tensor, stop: int, world: int) -> tuple[flo
     return loss, norm, stop > 0
 
 
-def not_finite(state: State, loss: float, norm: float, data: TrainingData, batch: Batch) -> str:
+def cosine(highest: float, step: int, steps: int) -> float:
+    """The learning rate of a step: a half cosine from the highest at step 0 down to 0 at `steps`.
+    A finished run that is resumed with more steps goes on along the longer cosine."""
+    return highest * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def not_finite(
+    step: int, loss: float, norm: float, lr: float, data: TrainingData, batch: Batch
+) -> str:
     """What to say of a loss or gradient that is no number."""
     names = sorted({data.names[i] for i in batch.pictures.tolist()})
-    lr = state.optimizer.param_groups[0]["lr"]
-    return (f"step {state.step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The "
+    return (f"step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}. The "
             "state before it is kept. The same weights would meet the same batch again: --resume "
             "with another --batch draws other pictures; if that fails, too, --overwrite with a "
             "smaller --lr. Pictures: " + ", ".join(names))
