@@ -30,6 +30,8 @@ from .runs import command, mistakes_in_one_line, noting_signals
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 GRID = 256  # pictures in grid.png at most
+GUIDANCE = 2.0  # of samples, unless another is asked for
+STEPS = 50  # of DDIM
 
 
 @torch.no_grad()
@@ -50,8 +52,8 @@ def denoise(bind: Callable[[Tensor], Denoiser], decode: Callable[[Tensor], Tenso
             yield decode(z).clamp(-1, 1).cpu()
 
 
-def sample_batches(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0,
-                   steps: int = 50, seed: int = 0, eta: float = 1.0,
+def sample_batches(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = GUIDANCE,
+                   steps: int = STEPS, seed: int = 0, eta: float = 1.0,
                    batch: int = 32) -> Iterator[Tensor]:
     """What `sample` returns, in batches as soon as they are decoded: of 50,000 pictures of 256
     pixels, all at once would take 39 GB."""
@@ -64,8 +66,8 @@ def sample_batches(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: flo
                    generator=generator, batch=batch)
 
 
-def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = 1.0, steps: int = 50,
-           seed: int = 0, eta: float = 1.0, batch: int = 32) -> Tensor:
+def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = GUIDANCE,
+           steps: int = STEPS, seed: int = 0, eta: float = 1.0, batch: int = 32) -> Tensor:
     """Conditions (N D) -> pictures (N 3 S S) in [-1, 1], on the CPU, by DDIM. A condition of zeros
     is unconditional.
 
@@ -104,7 +106,7 @@ def filmstrip(columns: dict[str, Tensor], rows: Sequence[str] = ()) -> Image.Ima
 class SamplingOptions:
     """The flags of every command that samples from a run."""
 
-    steps: int = option(50, help="DDIM steps, a divisor of 1000")
+    steps: int = option(STEPS, help="DDIM steps, a divisor of 1000")
     seed: int = option(0, help="of everything random")
     weights: Path | None = option(None, help="the base's weights folder, if it has moved")
     device: str | None = option(None, help="cuda, mps or cpu (default: the first there is)")
@@ -124,7 +126,7 @@ class Options(SamplingOptions):
     text: tuple[str, ...] | None = option(
         None, help="prompts, used in turn; neither --like nor --text: unconditional")
     mask_rate: float = option(0.0, help="hidden share of the condition")
-    guidance: float = option(1.0, help="1: none, more: exaggerates")
+    guidance: float = option(GUIDANCE, help="1: none, more: exaggerates the condition")
     n: int = option(16, help="pictures")
     out: Path | None = option(
         None, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
