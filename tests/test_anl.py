@@ -37,7 +37,7 @@ def test_a_fresh_set_leaves_the_unet_bit_equal_and_alone_gets_gradients(embedded
     unet, context = embedded
     torch.manual_seed(0)
     anls, cond = ANLs(unet.sites, 128, tokens), torch.randn(2, 128)
-    z, t = torch.randn(2, 3, 16, 16), torch.tensor([20, 700])
+    z, t = torch.randn(2, unet.in_channels, 16, 16), torch.tensor([20, 700])
     out = unet(z, t, context, anls.bind(cond))
     assert torch.equal(out, unet(z, t, context))
     out.square().mean().backward()

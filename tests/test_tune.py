@@ -112,7 +112,8 @@ def test_training_moves_these_tensors_alone_and_the_run_comes_back(
         }
         dead = {k for k in names if tokens == 1 and DEAD.search(k)}
         assert moved == {k for k in names if k.startswith("unet.")} - dead
-    cond, z, t = torch.randn(2, 128), torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
+    cond, z = torch.randn(2, 128), torch.randn(2, *base.latent_shape)
+    t = torch.tensor([10, 900])
     eps = run.bind(cond)(z, t)
     assert (tune == "uncond") == torch.equal(
         eps, run.bind(-cond)(z, t)
@@ -144,7 +145,7 @@ def test_dead_tensors_have_no_gradient(base):
     )  # fresh weights: in trained ones a saturated softmax may leave a live tensor next to nothing
     run = Run(base, tunable(base, "scratch"), None, None, 1.0, {}, [])
     run.bind(torch.randn(2, 128))(
-        torch.randn(2, 3, 16, 16), torch.tensor([10, 900])
+        torch.randn(2, *base.latent_shape), torch.tensor([10, 900])
     ).square().mean().backward()
     for name, p in trained(run.model).items():
         if DEAD.search(name):

@@ -407,7 +407,7 @@ def test_every_residual_changes_with_time(name, count, request):
         block.register_forward_hook(lambda m, args, out: inputs.__setitem__(m, args[:2]))
         for block in blocks
     ]
-    z = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(2, unet.in_channels, 16, 16, generator=torch.Generator().manual_seed(0))
     context = torch.zeros(2, 1, unet.context_dim)
     with torch.no_grad():
         unet(z, torch.tensor([10, 10]), context)
