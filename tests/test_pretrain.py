@@ -80,8 +80,8 @@ def train_clip(data, out, steps=STEPS, seed=0, fast=False):
     return clip.train_clip(data, out, steps, batch=12, seed=seed, fast=fast)
 
 
-def train_autoencoder(data, out, steps=STEPS, seed=0, init=None, fast=False):
-    how = {"batch": 2, "seed": seed, "init": init, "fast": fast}
+def train_autoencoder(data, out, steps=STEPS, seed=0, init=None, fast=False, decoder_only=False):
+    how = {"batch": 2, "seed": seed, "init": init, "fast": fast, "decoder_only": decoder_only}
     return autoencoder.train_autoencoder(data, out, steps, **how)
 
 
@@ -225,6 +225,18 @@ def test_the_unet_takes_the_channels_of_the_first_stage(shapes, weights, copy, m
     name = "middle_block.0.in_layers.2.weight"  # far from the latents: one step away
     weight = adapted.unet.state_dict()[name]
     assert_close(weight, before.unet.state_dict()[name], atol=2e-3, rtol=0)
+
+
+def test_a_decoder_alone_is_trained_and_all_else_stays(shapes, weights, copy):
+    before = tensors(weights)
+    train_autoencoder(shapes, copy, init=copy, decoder_only=True)
+    after = tensors(copy)
+    assert after.keys() == before.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    decoder = "first_stage_model.", ("decoder.", "post_quant_conv.")
+    assert changed and all(name.removeprefix(decoder[0]).startswith(decoder[1]) for name in changed)
+    with pytest.raises(ValueError, match="name its folder as --init"):
+        train_autoencoder(shapes, copy, decoder_only=True)
 
 
 def test_a_unet_whose_latents_only_changed_places_computes_as_before(shapes, weights):

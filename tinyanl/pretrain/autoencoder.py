@@ -2,7 +2,8 @@
 
 A 4x4 patch has 48 numbers, and the latent keeps 16 of them. It starts as, and is held near, the
 best linear code of patches (PatchCode): what a network alone finds in the time that a CPU has keeps
-less of the texture that tells one kind of flower from another.
+less of the texture that tells one kind of flower from another. The decoder can be trained further
+alone: a U-Net of these latents goes on fitting them.
 B batch, C h w latent, S picture side.
 """
 from pathlib import Path
@@ -15,10 +16,11 @@ from ..autoencoder import Autoencoder
 from ..clip import CLIP
 from ..metrics import psnr
 from ..models import fingerprint, generator, pick_device
+from ..runs import save
 from ..weights import load_checkpoint
-from .art import composite, read_art
+from .art import Art, composite, read_art
 from .linear import PatchCode, fit_convolution
-from .training import SIZE, fit, load_frozen, save_grid, save_ldm
+from .training import SIZE, fit, fp16_state, load_frozen, save_grid, save_ldm
 
 CHANNELS = 32  # of the encoder and decoder at full resolution
 LATENT_CHANNELS = 16
@@ -43,11 +45,11 @@ class PatchFeatures(nn.Module):
 
 
 def reconstruction_loss(x: Tensor, y: Tensor, features: PatchFeatures, code: PatchCode) -> Tensor:
-    """How far y is from x: |y - x| + 4 |y - x|^2, a fifth of the squared distance of their patch
-    features, and a twentieth of that of their linear codes."""
+    """How far y is from x: |y - x| + 4 |y - x|^2, a tenth of the squared distance of their patch
+    features, and 0.3 of the distance of their linear codes."""
     perceptual = (features(y) - features(x)).square().sum(-1).mean()
     texture = code.distance(code(y), code(x))
-    return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.2 * perceptual + 0.05 * texture
+    return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * perceptual + 0.3 * texture
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -115,6 +117,14 @@ def keep_decoding(model: Autoencoder, earlier: Autoencoder, x: Tensor) -> None:
     conv.weight.add_(0.3 * fresh)
 
 
+def frozen_encoder(init: Path) -> Autoencoder:
+    """The first stage of the folder `init`, only the decoder of which trains."""
+    model = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+    model.encoder.requires_grad_(False)
+    model.quant_conv.requires_grad_(False)
+    return model
+
+
 def unit_scale(model: Autoencoder, x: Tensor) -> float:
     """What the latents of x (N 3 S S) must be multiplied by to have a deviation of 1 over all
     channels: the scale_factor of released KL models. A number that fp16 holds."""
@@ -130,9 +140,21 @@ def show_reconstructions(model: Autoencoder, x: Tensor, path: Path) -> float:
 
 
 def train_autoencoder(
-    data: list[Path], out: Path, steps: int, batch: int, seed: int, init: Path | None, fast: bool
+    data: list[Path],
+    out: Path,
+    steps: int,
+    batch: int,
+    seed: int,
+    init: Path | None,
+    decoder_only: bool,
+    fast: bool,
 ) -> dict[str, float]:
-    """Train the first stage, with the CLIP of the folder `out` as its critic."""
+    """Train the first stage, with the CLIP of the folder `out` as its critic.
+
+    decoder_only: train the decoder of `init` further; all else in its file is kept. ValueError: no
+    `init`."""
+    if decoder_only and init is None:
+        raise ValueError("--decoder-only goes on with a decoder: name its folder as --init")
     art, held_out = read_art(data).split()
     clip = load_frozen(CLIP, out / "clip.pt")
     critic = fingerprint(clip)  # of all of it, before it is cut
@@ -140,7 +162,7 @@ def train_autoencoder(
     torch.manual_seed(seed)
     pictures, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
     code = PatchCode(pictures, LATENT_CHANNELS)
-    model = first_stage(init, code, pictures)
+    model = frozen_encoder(init) if decoder_only else first_stage(init, code, pictures)
     code.to(pick_device())
     side = SIZE // model.factor
 
@@ -156,7 +178,7 @@ def train_autoencoder(
         y = model.decoder(model.post_quant_conv(z)).float()
         nearness = code.distance(mean, code(x))
         kl = kl_divergence(mean, log_variance)
-        return reconstruction_loss(x, y, features, code) + 0.05 * nearness + 1e-4 * kl
+        return reconstruction_loss(x, y, features, code) + 0.3 * nearness + 1e-4 * kl
 
     config = {
         "steps": steps,
@@ -164,16 +186,26 @@ def train_autoencoder(
         "batch": batch,
         "critic": critic,
         "init": str(init),
+        "decoder_only": decoder_only,
         "data": str(data),
     }
     model = fit(model, draw_batch, loss_of, out / "training/autoencoder.pt", config, fast).cpu()
-    model.scale_factor = unit_scale(model, pictures)
-    # alone in its file: a U-Net that was there knew other latents
-    save_ldm(out / "ldm.ckpt", {"first_stage_model": model})
+    if decoder_only:
+        state = load_checkpoint(init / "ldm.ckpt") | fp16_state(model, "first_stage_model.")
+        save({"state_dict": state}, out / "ldm.ckpt")
+    else:  # alone in its file: a U-Net that was there knew other latents
+        model.scale_factor = unit_scale(model, pictures)
+        save_ldm(out / "ldm.ckpt", {"first_stage_model": model})
+    return measure(model, held_out, out / "training", generator(seed, steps))
 
+
+def measure(
+    model: Autoencoder, held_out: dict[str, Art], folder: Path, g: torch.Generator
+) -> dict[str, float]:
+    """The PSNR of each held-out part; some of its reconstructions are drawn into the folder."""
     figures = {}
     for name, part in held_out.items():
-        x, _, _ = composite(part, torch.arange(len(part.rows)), SIZE, generator(seed, steps))
-        path = out / f"training/autoencoder {name}.png"
+        x, _, _ = composite(part, torch.arange(len(part.rows)), SIZE, g)
+        path = folder / f"autoencoder {name}.png"
         figures[f"PSNR in dB, {len(x)} {name}"] = show_reconstructions(model, x, path)
     return figures
