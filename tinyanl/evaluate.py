@@ -45,7 +45,7 @@ from .metrics import (
 from .models import Base, Run, RunPictures, generator, load_run, training_set
 from .options import add_options, option
 from .runs import command, mistakes_in_one_line, save
-from .sample import SamplingOptions, sample, to_uint8
+from .sample import STEPS, SamplingOptions, sample, to_uint8
 from .table import table
 
 EACH = 16  # samples of a condition
@@ -124,7 +124,7 @@ class Plan:
 
     rates: tuple[float, ...] = (0.0,)
     n: int = 512
-    steps: int = 50
+    steps: int = STEPS
     seed: int = 0
     sets: tuple[str, ...] = ("training", "held out")
 
@@ -193,7 +193,7 @@ def samples_like(run: Run, found: list[Picture], embeddings: Tensor, ids: Tensor
 
 
 def text_figures(run: Run, real: list[Picture], judge: Network, each: int = 12,
-                 steps: int = 50) -> dict:
+                 steps: int = STEPS) -> dict:
     """R-precision: the share of samples from "a red rose" ... whose best caption of all 43 is their
     prompt's, by CLIP and by the judge; and of real flowers (pictures with captions, as from
     `scan`)."""

@@ -31,7 +31,7 @@ from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 GRID = 256  # pictures in grid.png at most
 GUIDANCE = 2.0  # of samples, unless another is asked for
-STEPS = 50  # of DDIM
+STEPS = 25  # of DDIM
 
 
 @torch.no_grad()

@@ -78,7 +78,7 @@ class Options:
     weights: Path | None = option(
         None, help="folder of released weights (default: the embedded emoji64)", kept=True)
     tune: str = option("anl", help="what is trained", choices=tuple(TUNES), kept=True)
-    steps: int = option(1000, help="optimizer steps")
+    steps: int = option(400, help="optimizer steps")
     batch: int = option(32, help="pictures a step", kept=True, may_change=True)
     accumulate: int = option(1, help="parts that a batch is computed in, to need less memory")
     checkpoint: bool = option(
