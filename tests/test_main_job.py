@@ -1,5 +1,4 @@
-"""The README's first command, half of its steps: are they flowers? Minutes long, so behind -m
-slow."""
+"""The README's first command: are they flowers? Minutes long, so behind -m slow."""
 
 from itertools import product
 from pathlib import Path
@@ -50,7 +49,7 @@ def test_samples_from_held_out_conditions_are_flowers_and_the_base_knows_none(
     )  # as a user trains, not as conftest.py would
     data = tmp_path / "flowers"
     write(data)
-    run = load_run(train(data, steps=500, sample_every=500, out=tmp_path / "run"))
+    run = load_run(train(data, sample_every=400, out=tmp_path / "run"))
     paths = [picture.path for picture in scan(data, 64).pictures]
     _, held_ids = split(paths, seed=0)
     cond = run.condition(encode(run.base, [paths[i] for i in held_ids.tolist()])[1].flatten(0, 1))
