@@ -123,13 +123,14 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert (small / "flowers.png").stat().st_size
     one = results.pop(f"{key} steps=2")
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
-    run = small / "runs/data=flowers,tune=anl,seed=0"
+    run = small / "runs/data=flowers,tune=anl,seed=0,steps=2"
+    assert torch.load(run / "state.pt", weights_only=True)["frames"].keys() == {0, 2}
     config = json.loads((run / "config.json").read_text())
     assert config["train_mask"] == 0  # the paper's way, not train's default
     assert config["lr"] == one["learning rate"]
     assert one["machine"] == results["setup"]["machine"] and torch.__version__ in one["machine"]
 
-    # the row is made anew, from a run that was never at 1
+    # the row is made anew, and its run, but no other
     (small / "results.json").write_text(json.dumps(results))
     shutil.rmtree(small / "runs")
     capfd.readouterr()

@@ -4,12 +4,12 @@
     python -m tinyanl.experiments.suite ./suite                            hours
 
 ./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px
-flowers, faces, vehicles in place of the paper's sets; seconds are those since the row before); a
-sweep of learning rates; ablations; the mask curve; text; semi-supervised learning. ./suite/*.png
-are Figure 1's filmstrips, a row for each way to tune. With --report nothing is computed: results.md
-is written from the results.json that is there. The same command goes on where it stopped:
-what is in results.json is not computed again. To repeat a row, delete it there and its folder in
-./suite/runs.
+flowers, faces, vehicles in place of the paper's sets), each from a run of its own, since the
+learning rate falls to 0 at a run's last step; a sweep of learning rates; ablations; the mask curve;
+text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune.
+With --report nothing is computed: results.md is written from the results.json that is there. The
+same command goes on where it stopped: what is in results.json is not computed again. To repeat a
+row, delete it there and its folder in ./suite/runs.
 """
 import contextlib
 import functools
@@ -109,7 +109,7 @@ def in_new_process(function: Callable[..., dict], **arguments: object) -> dict:
 
 
 def train_and_measure(out: Path, steps: int, device: str | None, **arguments: object) -> dict:
-    """Train up to `steps`, or go on to them -> the losses there, and the most MB that it took."""
+    """Train for `steps`, or go on to them -> the losses there, and the most MB that it took."""
     with contextlib.redirect_stdout(io.StringIO()):
         how = {"resume": True, "sample_every": steps, "device": device}
         train(out=out, steps=steps, **how, **arguments)
@@ -145,16 +145,18 @@ def machine_name() -> str:
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def figure_1(runs: dict[str, Path]) -> Image.Image:
-    """The paper's Figure 1 for runs of one set: a row for each way to tune, with a held-out picture
-    and then a sample like it at every checkpoint."""
+def figure_1(runs: dict[str, list[Path]]) -> Image.Image:
+    """The paper's Figure 1 for one set: a row for each way to tune, with a held-out picture and
+    then a sample like it from its untouched base and from each of its runs, shortest first."""
     columns = defaultdict(list)
-    for folder in runs.values():
-        run = load_run(folder, device="cpu")
+    for folders in runs.values():
+        run = load_run(folders[0], device="cpu")
         found, _, held_out = training_set(run)
         like = to_square(open_rgb(found[held_out[0]].path), run.base.size)
         columns["like"].append(to_uint8(like))
-        frames = load(folder / "state.pt", {"frames"})["frames"]
+        frames = {}  # of every run, those before its first step and after its last
+        for folder in folders:
+            frames |= load(folder / "state.pt", {"frames"})["frames"]
         for step, x in frames.items():
             columns[str(step)].append(x[0])
     return filmstrip({label: torch.stack(column) for label, column in columns.items()}, list(runs))
@@ -206,8 +208,10 @@ class Suite:
         base = {"weights": self.options.weights, "device": self.options.device}
         return train_apart(out=out, steps=steps, **base, **how)
 
-    def run(self, cell: Cell) -> Path:
-        return self.folder / "runs" / words(cell).replace(" ", ",")
+    def run(self, cell: Cell, steps: int | None = None) -> Path:
+        """The folder of a cell's run of so many steps, or of its longest one."""
+        name = words({**cell, "steps": steps or STEPS[-1]})
+        return self.folder / "runs" / name.replace(" ", ",")
 
     def load_run(self, folder: Path) -> Run:
         return load_run(folder, self.options.weights, self.options.device)
@@ -227,8 +231,8 @@ class Suite:
         return min(losses, key=losses.get)
 
     def row(self, cell: Cell, lr: float, steps: int) -> dict:
-        """Train a cell up to `steps` and measure its samples from held-out conditions."""
-        out = self.run(cell)
+        """Train a cell for `steps` and measure its samples from held-out conditions."""
+        out = self.run(cell, steps)
         data = cell["data"]
         how = {"lr": lr, **cell}
         trained = self.train(self.folder / data, out, steps, how)
@@ -273,7 +277,10 @@ class Suite:
         """Draw Figure 1 of a set into the folder, where it is not there yet."""
         path = self.folder / f"{data}.png"
         if not path.exists():
-            runs = {tune: self.run({**FIRST, "data": data, "tune": tune}) for tune in TUNES}
+            runs = {}
+            for tune in TUNES:
+                cell = {**FIRST, "data": data, "tune": tune}
+                runs[tune] = [self.run(cell, steps) for steps in STEPS]
             save(figure_1(runs), path)
 
     def curves(self, cell: Cell) -> None:
