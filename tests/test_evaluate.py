@@ -24,7 +24,7 @@ from tinyanl.evaluate import (
 from tinyanl.experiments.judge import CLASSES, Judge, class_of, judged, pictures, right_answers
 from tinyanl.metrics import frechet_distance, inception_score
 from tinyanl.models import EMBEDDED, generator, load_run
-from tinyanl.sample import sample
+from tinyanl.sample import GUIDANCE, sample
 from tinyanl.table import table
 
 
@@ -100,7 +100,7 @@ def test_rows_say_what_they_are_and_the_floor_comes_last(run, real, judge):
     ]
     assert all(row["samples"] == 32 for row in rows)
     assert (
-        len({frozenset(row.keys() - {"rate", "steps"}) for row in rows}) == 1
+        len({frozenset(row.keys() - {"rate", "guidance", "steps"}) for row in rows}) == 1
     )  # every measure for every row
     for row in rows:
         assert 0 <= row["right kind and colour"] <= min(row["right kind"], row["right colour"]) <= 1
@@ -112,6 +112,9 @@ def test_rows_say_what_they_are_and_the_floor_comes_last(run, real, judge):
     assert rows[-1]["1000 FD_clip"] < sampled and rows[-2]["1000 FD_clip"] < sampled
     again, *_ = evaluate(run, x, Plan(n=32, steps=2, sets=("held out",)))
     assert again["1000 FD_clip"] == rows[2]["1000 FD_clip"] and "right kind" not in again
+    assert {row["guidance"] for row in rows[:4]} == {GUIDANCE}
+    plain, *_ = evaluate(run, x, Plan(n=32, steps=2, sets=("held out",), guidance=1.0))
+    assert plain["guidance"] == 1 and plain["1000 FD_clip"] != again["1000 FD_clip"]
     lines = table(rows).splitlines()
     assert len(lines) == 2 + len(rows) and len({line.count("|") for line in lines}) == 1
     for n in (40, 16):

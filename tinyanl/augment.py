@@ -24,25 +24,34 @@ from .metrics import nearest_similarity
 from .models import Run, RunPictures, load_run, training_set
 from .options import add_options, option
 from .runs import command, mistakes_in_one_line, noting_signals, save
-from .sample import SamplingOptions, refuse_taken, sample, to_uint8
+from .sample import (
+    GUIDANCE,
+    STEPS,
+    SamplingOptions,
+    refuse_taken,
+    sample,
+    to_uint8,
+)
 
 PART = 32  # pictures whose variations are painted and saved together
 
 
 def augment(run: Run, paths: list[Path], per_image: int = 8, mask_rate: float = 0.3,
-            steps: int = 50, seed: int = 0) -> tuple[Tensor, Tensor]:
+            steps: int = STEPS, seed: int = 0,
+            guidance: float = GUIDANCE) -> tuple[Tensor, Tensor]:
     """Pictures -> samples like each (N V 3 S S) uint8, and the pictures' unit CLIP embeddings
     (N D)."""
     _, embeddings = encode(run.base, paths, latents=False)  # N 2 D
     embeddings = embeddings[:, 0]
-    return variations(run, embeddings, per_image, mask_rate, steps, seed), embeddings
+    painted = variations(run, embeddings, per_image, mask_rate, steps, seed, guidance)
+    return painted, embeddings
 
 
 def variations(run: Run, embeddings: Tensor, per_image: int, mask_rate: float, steps: int,
-               seed: int) -> Tensor:
+               seed: int, guidance: float) -> Tensor:
     """Unit CLIP embeddings (N D) -> samples like each of these pictures (N V 3 S S) uint8."""
     cond = run.condition(embeddings).repeat_interleave(per_image, 0)  # N*V D
-    x = sample(run, cond, mask_rate, steps=steps, seed=seed)
+    x = sample(run, cond, mask_rate, guidance, steps, seed)
     return to_uint8(x).unflatten(0, (len(embeddings), per_image))
 
 
@@ -133,7 +142,8 @@ def paint_variations(run: Run, sources: Sources, options: Options) -> list[dict]
         for first in range(0, n, PART):
             part = sources.embeddings[first : first + PART]
             seed = (options.seed + first) % 2**32
-            x = variations(run, part, options.per_image, options.mask_rate, options.steps, seed)
+            x = variations(run, part, options.per_image, options.mask_rate, options.steps, seed,
+                           options.guidance)
             embedded = embed_pictures(run.base, x.flatten(0, 1)).unflatten(0, x.shape[:2])  # n V D
             with noting_signals() as signals:  # they wait until these files are whole
                 files = save_part(x, first, sources.folder, options.out)

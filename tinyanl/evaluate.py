@@ -45,7 +45,7 @@ from .metrics import (
 from .models import Base, Run, RunPictures, generator, load_run, training_set
 from .options import add_options, option
 from .runs import command, mistakes_in_one_line, save
-from .sample import STEPS, SamplingOptions, sample, to_uint8
+from .sample import GUIDANCE, STEPS, SamplingOptions, sample, to_uint8
 from .table import table
 
 EACH = 16  # samples of a condition
@@ -119,14 +119,15 @@ def classes_of(found: list[Picture]) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is sampled for a row each: `n` pictures in `steps` DDIM steps, for each set of
-    conditions and each mask rate."""
+    """What is sampled for a row each: `n` pictures in `steps` DDIM steps with `guidance`, for each
+    set of conditions and each mask rate."""
 
     rates: tuple[float, ...] = (0.0,)
     n: int = 512
     steps: int = STEPS
     seed: int = 0
     sets: tuple[str, ...] = ("training", "held out")
+    guidance: float = GUIDANCE
 
     def __post_init__(self):
         if self.n % EACH or self.n < 2 * EACH:
@@ -168,7 +169,8 @@ def rows_of_figures(run: Run, real: Tensor, plan: Plan, observers: Observers,
         for rate in plan.rates:
             x, shown = samples_like(run, seen.pictures, embeddings, ids, rate, plan)
             figures = measure(observers.observe(x), reference, training, shown)
-            yield {"conditions": name, "rate": rate, "steps": plan.steps, **figures}
+            how = {"rate": rate, "guidance": plan.guidance, "steps": plan.steps}
+            yield {"conditions": name, **how, **figures}
 
     left = min(n, (len(real) - n) // EACH * EACH)
     if left < 2 * EACH:
@@ -187,20 +189,22 @@ def samples_like(run: Run, found: list[Picture], embeddings: Tensor, ids: Tensor
     stride = max(1, len(ids) * EACH // plan.n)  # so that the conditions are spread over all
     i = torch.arange(plan.n // EACH) * stride % len(conditions)
     i = i.repeat_interleave(EACH)  # N
-    x = sample(run, run.condition(conditions[i]), rate, steps=plan.steps, seed=plan.seed)
+    cond = run.condition(conditions[i])
+    x = sample(run, cond, rate, plan.guidance, steps=plan.steps, seed=plan.seed)
     classes = classes_of([found[ids[k]] for k in (i % len(ids)).tolist()])
     return to_uint8(x), classes
 
 
 def text_figures(run: Run, real: list[Picture], judge: Network, each: int = 12,
-                 steps: int = STEPS) -> dict:
+                 steps: int = STEPS, guidance: float = GUIDANCE) -> dict:
     """R-precision: the share of samples from "a red rose" ... whose best caption of all 43 is their
     prompt's, by CLIP and by the judge; and of real flowers (pictures with captions, as from
     `scan`)."""
     captions = embed_texts(run.base, [f"a {name}" for name in CLASSES])  # 43 D
     prompts = torch.arange(len(CLASSES)).repeat_interleave(each)
-    x = to_uint8(sample(run, run.condition(captions, text=True)[prompts], steps=steps))
-    figures = {"samples": len(x), "chance": 1 / len(CLASSES)}
+    cond = run.condition(captions, text=True)[prompts]
+    x = to_uint8(sample(run, cond, guidance=guidance, steps=steps))
+    figures = {"samples": len(x), "guidance": guidance, "chance": 1 / len(CLASSES)}
     flowers = pictures([picture.path for picture in real], run.base.size)
     truth = torch.tensor([class_of(picture.text) for picture in real])
     for name, shown, right in (("samples", x, prompts), ("real", flowers, truth)):
@@ -224,7 +228,7 @@ class Options(SamplingOptions):
 
     def plan(self) -> Plan:
         """What they ask to be sampled."""
-        return Plan(tuple(self.rates), self.n, self.steps, self.seed)
+        return Plan(tuple(self.rates), self.n, self.steps, self.seed, guidance=self.guidance)
 
 
 def load_inception(path: Path, device: torch.device) -> Network:

@@ -106,13 +106,16 @@ def filmstrip(columns: dict[str, Tensor], rows: Sequence[str] = ()) -> Image.Ima
 class SamplingOptions:
     """The flags of every command that samples from a run."""
 
+    guidance: float = option(GUIDANCE, help="1: none, more: exaggerates the condition")
     steps: int = option(STEPS, help="DDIM steps, a divisor of 1000")
     seed: int = option(0, help="of everything random")
     weights: Path | None = option(None, help="the base's weights folder, if it has moved")
     device: str | None = option(None, help="cuda, mps or cpu (default: the first there is)")
 
     def check(self) -> None:
-        """ValueError for steps or a seed that cannot be, before anything is loaded."""
+        """ValueError for guidance, steps or a seed that cannot be, before anything is loaded."""
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance {self.guidance} must be finite")
         ddim_timesteps(len(ldm_alpha_bar()), self.steps)
         check_seed(self.seed)
 
@@ -126,7 +129,6 @@ class Options(SamplingOptions):
     text: tuple[str, ...] | None = option(
         None, help="prompts, used in turn; neither --like nor --text: unconditional")
     mask_rate: float = option(0.0, help="hidden share of the condition")
-    guidance: float = option(GUIDANCE, help="1: none, more: exaggerates the condition")
     n: int = option(16, help="pictures")
     out: Path | None = option(
         None, help="folder for the pictures (default: RUN/drawn_000, or the next number)")
@@ -136,8 +138,6 @@ class Options(SamplingOptions):
         super().check()
         if not 0 <= self.mask_rate <= 1:
             raise ValueError(f"--mask-rate {self.mask_rate} must be between 0 and 1")
-        if not math.isfinite(self.guidance):
-            raise ValueError(f"--guidance {self.guidance} must be finite")
         if self.n < 1:
             raise ValueError(f"--n {self.n} must be at least 1")
         if self.like and self.text:

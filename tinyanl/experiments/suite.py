@@ -182,7 +182,7 @@ class Options(SamplingOptions):
         self.plan()
 
     def plan(self, rates: tuple = (0.0,), sets: tuple = ("held out",)) -> Plan:
-        return Plan(rates, self.n, self.steps, self.seed, sets)
+        return Plan(rates, self.n, self.steps, self.seed, sets, self.guidance)
 
 
 @dataclass
@@ -264,7 +264,9 @@ class Suite:
     def text(self, cell: Cell) -> dict:
         run = self.load_run(self.run(cell))
         found, _ = real_pictures(self.folder / "fresh flowers", run.base.size)
-        return text_figures(run, found, self.judge, steps=self.options.steps)
+        return text_figures(
+            run, found, self.judge, steps=self.options.steps, guidance=self.options.guidance
+        )
 
     def learners(self, lr: float) -> list[dict]:
         """Semi-supervised learning with variations painted by a run on the unlabelled pictures."""
