@@ -190,7 +190,8 @@ def samples_like(run: Run, found: list[Picture], embeddings: Tensor, ids: Tensor
     i = torch.arange(plan.n // EACH) * stride % len(conditions)
     i = i.repeat_interleave(EACH)  # N
     cond = run.condition(conditions[i])
-    x = sample(run, cond, rate, plan.guidance, steps=plan.steps, seed=plan.seed)
+    how = {"guidance": plan.guidance, "steps": plan.steps, "seed": plan.seed}
+    x = sample(run, cond, rate, **how)
     classes = classes_of([found[ids[k]] for k in (i % len(ids)).tolist()])
     return to_uint8(x), classes
 
