@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import random
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -19,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
 from tinyanl import flowers
+from tinyanl.autoencoder import Autoencoder
 from tinyanl.models import generator, load_base
 from tinyanl.pretrain import autoencoder, clip, emoji, training, unet
 from tinyanl.pretrain.__main__ import main
@@ -237,6 +239,24 @@ def test_a_decoder_alone_is_trained_and_all_else_stays(shapes, weights, copy):
     assert changed and all(name.removeprefix(decoder[0]).startswith(decoder[1]) for name in changed)
     with pytest.raises(ValueError, match="name its folder as --init"):
         train_autoencoder(shapes, copy, decoder_only=True)
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ({"codes": 7}, "is a VQ of 7 codes, --decoder-only takes a KL"),
+        ({"codes": None}, "has latents of 3 channels, --decoder-only takes 5"),
+    ],
+)
+def test_a_decoder_of_other_latents_is_not_trained_alone(kind, said, shapes, copy, tmp_path):
+    init = tmp_path / "init"
+    init.mkdir()
+    other = Autoencoder(channels=8, z_channels=3, embed_dim=3, **kind)
+    state = {f"first_stage_model.{name}": x for name, x in other.state_dict().items()}
+    torch.save({"state_dict": state}, init / "ldm.ckpt")
+    message = f"{init / 'ldm.ckpt'} {said}: without --decoder-only, a whole"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train_autoencoder(shapes, copy, init=init, decoder_only=True)
 
 
 def test_a_unet_whose_latents_only_changed_places_computes_as_before(shapes, weights):

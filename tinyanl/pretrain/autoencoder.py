@@ -118,8 +118,20 @@ def keep_decoding(model: Autoencoder, earlier: Autoencoder, x: Tensor) -> None:
 
 
 def frozen_encoder(init: Path) -> Autoencoder:
-    """The first stage of the folder `init`, only the decoder of which trains."""
-    model = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+    """The first stage of the folder `init`, only the decoder of which trains. ValueError: it is of
+    another kind than those that are trained here."""
+    path = init / "ldm.ckpt"
+    model = Autoencoder.from_checkpoint(load_checkpoint(path))
+    remedy = "without --decoder-only, a whole first stage is trained from it"
+    if model.quantize is not None:
+        codes = model.quantize.embedding.num_embeddings
+        raise ValueError(f"{path} is a VQ of {codes} codes, --decoder-only takes a KL: {remedy}")
+    channels = model.post_quant_conv.in_channels
+    if channels != LATENT_CHANNELS:
+        raise ValueError(
+            f"{path} has latents of {channels} channels, --decoder-only takes {LATENT_CHANNELS}: "
+            f"{remedy}"
+        )
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
     return model
@@ -152,7 +164,7 @@ def train_autoencoder(
     """Train the first stage, with the CLIP of the folder `out` as its critic.
 
     decoder_only: train the decoder of `init` further; all else in its file is kept. ValueError: no
-    `init`."""
+    `init`, or a first stage of another kind in it."""
     if decoder_only and init is None:
         raise ValueError("--decoder-only goes on with a decoder: name its folder as --init")
     art, held_out = read_art(data).split()
