@@ -24,14 +24,7 @@ from .metrics import nearest_similarity
 from .models import Run, RunPictures, load_run, training_set
 from .options import add_options, option
 from .runs import command, mistakes_in_one_line, noting_signals, save
-from .sample import (
-    GUIDANCE,
-    STEPS,
-    SamplingOptions,
-    refuse_taken,
-    sample,
-    to_uint8,
-)
+from .sample import GUIDANCE, STEPS, SamplingOptions, refuse_taken, sample, to_uint8
 
 PART = 32  # pictures whose variations are painted and saved together
 

@@ -30,7 +30,7 @@ from .runs import command, mistakes_in_one_line, noting_signals
 from .schedule import Denoiser, ddim, ddim_timesteps, ldm_alpha_bar
 
 GRID = 256  # pictures in grid.png at most
-GUIDANCE = 2.0  # of samples, unless another is asked for
+GUIDANCE = 2.0  # of samples, unless another is asked for: `sample` says what it does
 STEPS = 25  # of DDIM
 
 
@@ -75,6 +75,10 @@ def sample(run: Run, cond: Tensor, mask_rate: float = 0.0, guidance: float = GUI
     of training on an earlier set of flowers, CLIP called 86 % of 64 samples flowers, and 66 % with
     eta 0. Noise and masks come from a CPU generator, so the same seed, N and batch give the same
     pictures on every device, to rounding.
+
+    Guidance buys right answers with variety. Of 256 samples from held-out conditions, with one
+    seed, kind and colour were both right in 35 % at guidance 1, 53 % at 2 (54 % with 50 steps) and
+    61 % at 3, where the first stage allows 67 %, and recall was 0.11 at 2 and 0.08 at 3.
     """
     return torch.cat(list(sample_batches(run, cond, mask_rate, guidance, steps, seed, eta, batch)))
 
