@@ -98,6 +98,13 @@ def small(**more) -> dict:
     }
 
 
+def test_how_rows_were_trained_and_sampled_is_said_in_words(tmp_path):
+    how = {**small()["setup"], "training": "at a constant rate", "sampling": "guidance 1"}
+    said = "otherwise: samples 32. Training: at a constant rate. Sampling: guidance 1."
+    assert said in report(small(setup=how), tmp_path)
+    assert "otherwise: samples 32.\n" in report(small(), tmp_path)
+
+
 def test_seeds_are_one_line_and_machines_and_seeds_are_named(tmp_path):
     text = section_of(report(small(), tmp_path), "Ways to tune: flowers")
     assert "a machine; another. seeds 0, 1." in text and "After 500 steps" in text

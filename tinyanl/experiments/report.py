@@ -37,6 +37,7 @@ QUALITY = (
 DIGITS = {"training loss": 4, "held-out loss": 4, "1000 FD_clip": 0, "seconds": 0, "peak MB": 0}
 # Beginnings of the names of shares -> digits of their percentages
 SHARES = {"right": 0, "chance": 0, "accuracy": 0, "spread": 0, "R-precision": 1, "judge's": 1}
+DESCRIBED = ("training", "sampling")  # parts of the setup that are said in words
 SEEDED = ("masks", "text", "sweep")  # kinds of rows that are of seed 0 where their key names none
 LEGEND = """\
 Error: of the guessed noise, on fixed pictures, times and noise. 1000 FD_clip: a thousand times the
@@ -277,7 +278,7 @@ def by_steps(rows: list[Row]) -> Iterator[Section]:
             if measured:
                 lines = table_across(measured, "tune", "steps", figure)
                 tables.append(f"**{heading(figure)}**\n\n{table(lines)}")
-        text = "The same runs on their way."
+        text = "The same ways after fewer and more steps."
         yield Section(f"By steps of training: {data}", text, found, tables)
 
 
@@ -296,7 +297,7 @@ def training_cost(rows: list[Row]) -> Iterator[Section]:
             line["peak MB"] = format_figure("peak MB", [max(peaks)])
             lines.append(line)
     if lines:
-        text = "Training up to the last step, all starts included (a start for each measured step)."
+        text = "All rows of a way to tune together; each of them was a start of its own."
         yield Section("What training costs: flowers", text, found, [table(lines)])
 
 
@@ -495,11 +496,14 @@ def report(results: dict, folder: Path) -> str:
     if not made:
         raise ValueError(f"results.json of {folder} holds no results yet: run the suite first")
     setup = results.get("setup", {})
-    figures = {k: v for k, v in setup.items() if k not in ("machine", "weights", "weights commit")}
-    said = ", ".join(f"{k} {format_figure(k, [v])}" for k, v in figures.items())
+    others = ("machine", "weights", "weights commit", *DESCRIBED)
+    figures = {k: v for k, v in setup.items() if k not in others}
+    said = [f"{name.capitalize()}: {setup[name]}" for name in DESCRIBED if name in setup]
+    if figures:
+        said.insert(0, ", ".join(f"{k} {format_figure(k, [v])}" for k, v in figures.items()))
     parts = ["# What was measured", weights_line(made), LEGEND]
     if said:
-        parts.append(f"Unless a table says otherwise: {said}.")
+        parts.append(f"Unless a table says otherwise: {'. '.join(said)}.")
     parts.append(
         "Made from [results.json](results.json), never by hand: "
         "`python -m tinyanl.experiments.suite ./tutorials --report`."
