@@ -142,7 +142,8 @@ def test_generated_pictures_have_the_class_of_their_source(tmp_path, monkeypatch
     monkeypatch.setattr(module, "augment", copies)
     monkeypatch.setattr(module, "fixmatch", untrained)
     monkeypatch.setattr(module, "clip_rows", lambda *args: {})
-    compare(SimpleNamespace(base=None), tmp_path, [2], seeds=1, per_image=3)
+    run = SimpleNamespace(base=None, model=torch.nn.Identity())
+    compare(run, tmp_path, [2], seeds=1, per_image=3)
     x, y, _, (more, classes), *_ = seen[-1]
     assert torch.equal(more, x.repeat_interleave(3, 0))
     assert torch.equal(classes, y.repeat_interleave(3))
@@ -151,7 +152,7 @@ def test_generated_pictures_have_the_class_of_their_source(tmp_path, monkeypatch
 def test_every_way_is_compared(tmp_path, monkeypatch):
     for i, (name, n) in enumerate((("labelled", 24), ("unlabelled", 12), ("test", 12))):
         flowers.write(tmp_path / name, n, seed=70 + i)
-    monkeypatch.setattr(module, "DDIM_STEPS", 1)
+    monkeypatch.setattr(module, "STEPS", 1)
     monkeypatch.setattr(train, "draw", lambda *args: None)
     out = tmp_path / "run"
     train.train(data=tmp_path / "unlabelled", steps=1, batch=2, out=out, device="cpu")
@@ -172,6 +173,12 @@ def test_every_way_is_compared(tmp_path, monkeypatch):
     assert rows[4]["accuracy"] > 0.5  # CLIP has read captions of flowers
     monkeypatch.setattr(module, "accuracies", None)  # nothing is computed again
     assert compare(run, tmp_path, [1, 2], **how) == rows
+    with pytest.raises(TypeError):  # but with another guidance it is, and for another run
+        compare(run, tmp_path, [1, 2], **how, guidance=1.0)
+    with torch.no_grad():
+        next(run.model.parameters()).add_(1)
+    with pytest.raises(TypeError):
+        compare(run, tmp_path, [1, 2], **how)
 
 
 @pytest.mark.parametrize(

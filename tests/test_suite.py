@@ -13,10 +13,12 @@ from commands import one_line
 
 from tinyanl import dataset, evaluate, flowers
 from tinyanl import train as train_module
+from tinyanl.data import file_identity, scan
 from tinyanl.experiments import suite as module
-from tinyanl.experiments.judge import Judge
+from tinyanl.experiments.judge import Judge, class_of
 from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
 from tinyanl.experiments.suite import Options as SuiteOptions
+from tinyanl.models import load_run
 from tinyanl.runs import peak_megabytes
 from tinyanl.train import LEARNING_RATES, Options, train
 from tinyanl.tune import TUNES
@@ -99,7 +101,7 @@ def small(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
     in_another_test = {"tried": "in test_evaluate.py"}
     monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: in_another_test)
-    monkeypatch.setattr(module, "compare", lambda *args: [{"tried": "in test_augment.py"}])
+    monkeypatch.setattr(module, "compare", lambda *args, **how: [{"tried": "in test_augment.py"}])
     monkeypatch.setattr(module, "draw_sets", lambda folder: flowers.write(folder / "unlabelled", 2))
     return Path(shutil.copytree(drawn, tmp_path / "suite"))
 
@@ -142,6 +144,31 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
         assert again[f"{key} steps=2"][figure] == one[figure]
 
 
+@pytest.mark.filterwarnings("ignore:8 samples of 128 features")
+def test_a_family_is_compared_with_the_half_that_no_run_has_seen(small):
+    shutil.rmtree(small / "faces")
+    flowers.write(small / "faces", 60)
+    module.halve(small, "faces")
+    pieces = Suite(small, SuiteOptions(n=8, steps=2), {}, None)
+    row = pieces.row({**FIRST, "data": "faces"}, 1e-3, 1)
+    assert row["samples"] == row["real"] == 8 and "not trained on" in row["real are"]
+    assert "right kind" not in row
+
+    run = load_run(pieces.run({**FIRST, "data": "faces"}, 1), device="cpu")
+    assert Path(run.config["data"]).name == "faces to train on"
+    halves = [scan(small / name, 64).pictures for name in ("faces to train on", "fresh faces")]
+    assert len(halves[0]) + len(halves[1]) == 60 and min(map(len, halves)) > 8
+    identities = [{file_identity(picture.path) for picture in half} for half in halves]
+    assert not identities[0] & identities[1]
+    things = [{class_of(picture.text) for picture in half} for half in halves]
+    assert not things[0] & things[1]  # of a thing that is drawn twice, both are in one half
+    real = pieces.real("faces", 64)
+    assert len(real.reference) == len(real.others) == 8 and real.classes is None
+    real = pieces.real("flowers", 64)
+    assert len(real.reference) == len(real.others) == len(real.classes) == 8
+    assert not torch.equal(real.reference, real.others)
+
+
 def test_a_run_that_is_past_a_row_is_named(tmp_path, monkeypatch):
     (tmp_path / "log.jsonl").write_text('{"step": 2, "training": 1, "held_out": 1}')
     monkeypatch.setattr(module, "train", lambda **arguments: None)  # nothing is left to do
@@ -154,6 +181,7 @@ def test_what_stands_in_the_way_is_one_line(tmp_path, capsys):
     one_line(main, [], capsys)
     mistakes = {
         "--n 40": ["--n", "40"],
+        "--n 528: at most 512": ["--n", "528"],
         "steps=0": ["--steps", "0"],
         "steps=30": ["--steps", "30"],
         "--seed -1": ["--seed", "-1"],

@@ -23,14 +23,14 @@ from ..augment import augment
 from ..data import scan
 from ..encode import embed_pictures, embed_texts
 from ..flowers import KINDS, write
-from ..models import Base, Run, generator, has_bf16, load_run
+from ..models import Base, Run, fingerprint, generator, has_bf16, load_run
 from ..runs import command, mistakes_in_one_line, save
+from ..sample import GUIDANCE, STEPS
 from ..table import table
 from .judge import Judge, judged, pictures, share
 
 CONFIDENCE = 0.9  # from which on a guess counts
 SMOOTHING = 0.1  # of labels
-DDIM_STEPS = 20  # of a variation
 SETS = {"labelled": 192, "unlabelled": 600, "test": 600}  # name -> pictures
 WEAK = v2.Compose(
     [v2.RandomHorizontalFlip(), v2.RandomCrop(64, padding=4, padding_mode="reflect")]
@@ -176,14 +176,22 @@ class Data:
 
 
 def accuracies(
-    run: Run, data: Data, count: int, seed: int, per_image: int, mask_rate: float, steps: int
+    run: Run,
+    data: Data,
+    count: int,
+    seed: int,
+    per_image: int,
+    mask_rate: float,
+    steps: int,
+    guidance: float,
 ) -> dict[str, float]:
     """Name of each way -> its accuracy, with `count` labels a kind."""
     chosen = choose_labelled(data.kinds["labelled"], count, seed)
     x = data.x["labelled"][chosen]
     y = data.kinds["labelled"][chosen]
     paths = [data.paths["labelled"][i] for i in chosen.tolist()]
-    painted, _ = augment(run, paths, per_image, mask_rate, DDIM_STEPS, seed)  # N per_image 3 S S
+    # N per_image 3 S S
+    painted, _ = augment(run, paths, per_image, mask_rate, STEPS, seed, guidance)
     more = (painted.flatten(0, 1), y.repeat_interleave(per_image))
     ways = {
         "labelled only": (None, None),
@@ -226,6 +234,7 @@ def compare(
     per_image: int = 8,
     mask_rate: float = 0.3,
     steps: int = 1600,
+    guidance: float = GUIDANCE,
 ) -> list[dict]:
     """Accuracy of every way, for every number of labels a kind, on the pictures of `draw_sets`.
 
@@ -233,14 +242,17 @@ def compare(
     data = Data(folder)
     out = folder / "semi_supervised.json"
     kept = json.loads(out.read_text()) if out.exists() else {}
-    how = f"{per_image} variations at {mask_rate}, {steps} steps"
+    how = f"{per_image} variations at {mask_rate}, {STEPS} DDIM steps, guidance {guidance:g}"
+    how += f", {steps} steps, run {fingerprint(run.model)}"
     rows = []
     for count in labels:
         found = []
         for seed in range(seeds):
             key = f"{count} labels, seed {seed}, {how}"
             if key not in kept:
-                kept[key] = accuracies(run, data, count, seed, per_image, mask_rate, steps)
+                kept[key] = accuracies(
+                    run, data, count, seed, per_image, mask_rate, steps, guidance
+                )
                 save(json.dumps(kept, indent=1), out)
                 print(f"{key}: {json.dumps(kept[key])}", flush=True)
             found.append(kept[key])

@@ -7,6 +7,8 @@
 flowers, faces, vehicles in place of the paper's sets), each from a run of its own, since the
 learning rate falls to 0 at a run's last step; a sweep of learning rates; ablations; the mask curve;
 text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune.
+Samples are compared with real pictures that no run has seen: other flowers, the half of the faces
+and of the vehicles that is not trained on.
 With --report nothing is computed: results.md is written from the results.json that is there. The
 same command goes on where it stopped: what is in results.json is not computed again. To repeat a
 row, delete it there and its folder in ./suite/runs.
@@ -25,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -32,6 +35,7 @@ from torch import Tensor
 
 from ..data import Picture, open_rgb, scan, to_square
 from ..evaluate import EACH, Plan, classes_of, evaluate, text_figures
+from ..flowers import save as save_set
 from ..flowers import write
 from ..models import Run, load_run, pick_device, training_set
 from ..options import add_options, option
@@ -53,7 +57,9 @@ TRAINING = (
 )
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 SWEEP_STEPS = 250
-SETS = ("flowers", "faces", "vehicles")
+FAMILIES = ("faces", "vehicles")
+SETS = ("flowers", *FAMILIES)
+FRESH = 1024  # flowers to compare with; the families have halves
 FIRST = {"data": "flowers", "tune": "anl", "seed": 0}
 ABLATIONS = (
     {"tokens": 2},
@@ -178,15 +184,33 @@ class Options(SamplingOptions):
     """The flags of the command: how everything is sampled and measured."""
 
     n: int = option(512, help="samples a row")
-    steps: int = option(20, help="DDIM steps, a divisor of 1000")
 
     def check(self) -> None:
         """ValueError for numbers that cannot be, before anything is loaded."""
         super().check()
         self.plan()
+        if self.n > FRESH // 2:
+            raise ValueError(
+                f"--n {self.n}: at most {FRESH // 2}, since {FRESH} real flowers are compared with "
+                "samples and with each other"
+            )
 
     def plan(self, rates: tuple = (0.0,), sets: tuple = ("held out",)) -> Plan:
         return Plan(rates, self.n, self.steps, self.seed, sets, self.guidance)
+
+
+class RealPictures(NamedTuple):
+    """Real pictures of a set, twice as many as there are samples."""
+
+    reference: Tensor  # N 3 S S, that no run has seen
+    others: Tensor  # N 3 S S
+    classes: Tensor | None  # (N,) what the others show, for the judge
+    are: str  # what the reference is
+
+
+def training_folder(folder: Path, data: str) -> Path:
+    """Where the pictures of a set lie that are trained on."""
+    return folder / (f"{data} to train on" if data in FAMILIES else data)
 
 
 @dataclass
@@ -224,7 +248,7 @@ class Suite:
         out = self.folder / "sweep"
         shutil.rmtree(out, ignore_errors=True)
         cell = {"tune": tune, "lr": lr, "seed": 0}
-        return self.train(self.folder / "flowers", out, SWEEP_STEPS, cell)
+        return self.train(training_folder(self.folder, "flowers"), out, SWEEP_STEPS, cell)
 
     def best_rate(self, tune: str) -> float:
         """The learning rate of RATES with the lowest held-out loss after a short training."""
@@ -234,29 +258,39 @@ class Suite:
             losses[lr] = row["held-out loss"]
         return min(losses, key=losses.get)
 
+    def real(self, data: str, size: int) -> RealPictures:
+        """As many real pictures of a set as samples, and as many others: all distances are of
+        equally many."""
+        fresh, x = real_pictures(self.folder / f"fresh {data}", size)
+        n = self.options.n
+        if data not in FAMILIES:
+            return RealPictures(x[:n], x[n : 2 * n], classes_of(fresh[n : 2 * n]), "fresh")
+        _, others = real_pictures(training_folder(self.folder, data), size)
+        n = min(n, len(x) // EACH * EACH, len(others) // EACH * EACH)
+        are = "the half that was not trained on"
+        return RealPictures(x[:n], others[:n], None, are)
+
     def row(self, cell: Cell, lr: float, steps: int) -> dict:
         """Train a cell for `steps` and measure its samples from held-out conditions."""
         out = self.run(cell, steps)
-        data = cell["data"]
         how = {"lr": lr, **cell}
-        trained = self.train(self.folder / data, out, steps, how)
+        trained = self.train(training_folder(self.folder, cell["data"]), out, steps, how)
         tensors = load(out / "adapter.pt", {"trained"})["trained"]
-        run = self.load_run(out)
-        is_flowers = data == "flowers"
-        # of faces and vehicles there are no more than the run has seen
-        folder = self.folder / ("fresh flowers" if is_flowers else data)
-        _, x = real_pictures(folder, run.base.size)
-        n = min(self.options.n, len(x) // EACH * EACH)
-        plan = replace(self.options.plan(), n=n)
-        (figures,) = evaluate(run, x[:n], plan, self.judge if is_flowers else None)
         return {
             **trained,
             "learning rate": how["lr"],
             "trainable": sum(tensor.numel() for tensor in tensors.values()),
-            **figures,
-            "real are": "fresh" if is_flowers else "the set itself",
-            "machine": machine_name(),
+            **self.samples(cell, steps),
         }
+
+    def samples(self, cell: Cell, steps: int) -> dict:
+        """The figures of samples of a cell's run from held-out conditions."""
+        run = self.load_run(self.run(cell, steps))
+        real = self.real(cell["data"], run.base.size)
+        plan = replace(self.options.plan(), n=len(real.reference))
+        judge = None if cell["data"] in FAMILIES else self.judge
+        (figures,) = evaluate(run, real.reference, plan, judge)
+        return {**figures, "real are": real.are, "machine": machine_name()}
 
     def masks(self, cell: Cell, sets: tuple[str, ...]) -> list[dict]:
         """The curve over mask rates."""
@@ -277,7 +311,7 @@ class Suite:
         folder = self.folder / "semi_supervised"
         draw_sets(folder)
         self.train(folder / "unlabelled", folder / "run", STEPS[-1], {"seed": 0, "lr": lr})
-        return compare(self.load_run(folder / "run"), folder)
+        return compare(self.load_run(folder / "run"), folder, guidance=self.options.guidance)
 
     def figure(self, data: str) -> None:
         """Draw Figure 1 of a set into the folder, where it is not there yet."""
@@ -316,9 +350,28 @@ class Suite:
 
 def draw_flowers(folder: Path) -> None:
     """Draw the flowers to train on and those to measure with, where they are not there yet."""
-    for name, n, seed in (("flowers", 200, 0), ("fresh flowers", 1024, 1)):
+    for name, n, seed in (("flowers", 200, 0), ("fresh flowers", FRESH, 1)):
         if not (folder / name / "metadata.jsonl").exists():
             write(folder / name, n, seed=seed)
+
+
+def halve(folder: Path, name: str) -> None:
+    """Copy half of a family's pictures to train on and the others to measure with, where they are
+    not there yet. All drawings of one thing fall into the same half."""
+    lines = (folder / name / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    things = list(dict.fromkeys(tuple(row["tags"]) for row in rows))
+    halves = {training_folder(folder, name): things[::2], folder / f"fresh {name}": things[1::2]}
+
+    def pictures_of(found: list[dict]) -> Iterator[tuple[Image.Image, dict]]:
+        for row in found:
+            path = folder / name / row["file"]
+            yield open_rgb(path), {key: row[key] for key in ("text", "tags", "subgroup")}
+
+    for out, kept in halves.items():
+        if not (out / "metadata.jsonl").exists():
+            found = [row for row in rows if tuple(row["tags"]) in kept]
+            save_set(out, pictures_of(found), len(found))
 
 
 def suite(folder: Path, options: Options) -> dict:
@@ -326,13 +379,15 @@ def suite(folder: Path, options: Options) -> dict:
 
     FileNotFoundError: faces or vehicles are missing."""
     options.check()
-    for name in ("faces", "vehicles"):
+    for name in FAMILIES:
         if not (folder / name / "metadata.jsonl").exists():
             raise FileNotFoundError(
                 f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji "
                 f"--out {folder}"
             )
     draw_flowers(folder)
+    for name in FAMILIES:
+        halve(folder, name)
     judge, accuracy = train_judge(folder / "judge")
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
