@@ -142,6 +142,17 @@ def test_controls_stand_below_the_ways_to_tune(tmp_path):
     lines = table_lines(section_of(report(small(**more), tmp_path), "Ways to tune: flowers"))
     assert [line[0] for line in lines] == ["tune", "anl", "all", "reconstructions", "real"]
 
+    own = [{"conditions": name, "precision": 0.7} for name in ("base", "copies", "real")]
+    for row in own:
+        row["machine"] = "a third machine"
+    more["controls data=flowers"] = own
+    text = section_of(report(small(**more), tmp_path), "Ways to tune: flowers")
+    names = [line[0] for line in table_lines(text)]
+    assert names == ["tune", "anl", "all", "base", "copies", "real", "reconstructions"]
+    assert line_of(text, "real")["precision"] == "0.70"  # not the mask curve's
+    assert "copies (the training pictures nearest to each condition)" in text
+    assert "a third machine" in text
+
 
 def test_rows_of_a_kind_that_no_table_asks_for_come_as_they_are(tmp_path):
     new = {"drift data=flowers seed=0": {"answer": 42}, "bending": [{"x": 1}, {"x": 2}], "hours": 7}

@@ -14,8 +14,10 @@ from commands import one_line
 from tinyanl import dataset, evaluate, flowers
 from tinyanl import train as train_module
 from tinyanl.data import file_identity, scan
+from tinyanl.experiments import controls
 from tinyanl.experiments import suite as module
 from tinyanl.experiments.judge import Judge, class_of
+from tinyanl.experiments.report import CONTROLS
 from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
 from tinyanl.experiments.suite import Options as SuiteOptions
 from tinyanl.models import load_run
@@ -82,7 +84,7 @@ def small(drawn, tmp_path, monkeypatch):
         return function(**arguments)
 
     monkeypatch.setattr(module, "in_new_process", in_this_process)
-    for some in (evaluate, module):
+    for some in (evaluate, controls, module):
         monkeypatch.setattr(some, "EACH", 4)
     def grey(run, cond, **how):
         return torch.zeros(len(cond), 3, 64, 64)
@@ -115,6 +117,7 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
         "sweep tune=anl lr=0.001",
         f"{key} steps=1",
         f"{key} steps=2",
+        "controls data=flowers",
         "masks",
         "text",
         f"{key} uncentred=True steps=2",
@@ -124,6 +127,8 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert results == json.loads((small / "results.json").read_text())
     assert (small / "flowers.png").stat().st_size
     one = results.pop(f"{key} steps=2")
+    assert [row["conditions"] for row in results["controls data=flowers"]] == list(CONTROLS)
+    assert {row["samples"] for row in results["controls data=flowers"]} == {one["samples"]}
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0
     run = small / "runs/data=flowers,tune=anl,seed=0,steps=2"
     assert torch.load(run / "state.pt", weights_only=True)["frames"].keys() == {0, 2}

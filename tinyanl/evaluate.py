@@ -185,15 +185,21 @@ def samples_like(run: Run, found: list[Picture], embeddings: Tensor, ids: Tensor
                  plan: Plan) -> tuple[Tensor, Tensor | None]:
     """Samples (N 3 S S) uint8, EACH of a condition, from the embeddings (P 2 D) of the pictures
     `ids`, and what they should show by their captions (N,)."""
-    conditions = embeddings[ids].transpose(0, 1).flatten(0, 1)  # all of them, then all mirrored
-    stride = max(1, len(ids) * EACH // plan.n)  # so that the conditions are spread over all
-    i = torch.arange(plan.n // EACH) * stride % len(conditions)
-    i = i.repeat_interleave(EACH)  # N
-    cond = run.condition(conditions[i])
+    told, of = spread_conditions(embeddings, ids, plan.n)
+    cond = run.condition(told)
     how = {"guidance": plan.guidance, "steps": plan.steps, "seed": plan.seed}
     x = sample(run, cond, rate, **how)
-    classes = classes_of([found[ids[k]] for k in (i % len(ids)).tolist()])
-    return to_uint8(x), classes
+    return to_uint8(x), classes_of([found[i] for i in of.tolist()])
+
+
+def spread_conditions(embeddings: Tensor, ids: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The conditions of n samples, EACH of one in a row: embeddings (n D) from those (P 2 D) of the
+    pictures `ids` and of their mirror images, and the pictures that they are of (n,)."""
+    conditions = embeddings[ids].transpose(0, 1).flatten(0, 1)  # all of them, then all mirrored
+    stride = max(1, len(ids) * EACH // n)  # so that they are spread over all
+    i = torch.arange(n // EACH) * stride % len(conditions)
+    i = i.repeat_interleave(EACH)  # n
+    return conditions[i], ids[i % len(ids)]
 
 
 def text_figures(run: Run, real: list[Picture], judge: Network, each: int = 12,

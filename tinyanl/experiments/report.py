@@ -23,6 +23,12 @@ SUITE = "python -m tinyanl.experiments.suite ./suite"
 CONDITIONS = ("conditions", "rate", "guidance", "labels a kind", "learned from")
 PLAIN = {"data", "tune", "seed", "steps", "guidance", "conditions", "rate"}  # no ablation
 SAMPLED = ("training", "held out")  # conditions of samples of a run; others are controls
+CONTROLS = {
+    "base": "samples of the untouched U-Net, told nothing",
+    "copies": "the training pictures nearest to each condition",
+    "reconstructions": "real pictures through the first stage: the ceiling",
+    "real": "real pictures against other real ones: the floor",
+}
 LOSSES = ("training loss", "held-out loss")
 QUALITY = (
     "1000 FD_clip",
@@ -216,14 +222,14 @@ def is_control(row: Row) -> bool:
 def controls(rows: list[Row], data: str) -> list[Row]:
     """What the samples of a set are held against, each named once."""
     found = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.kind != "controls"):  # these come first
         is_first_curve = row.kind == "masks" and row.settings.keys() <= {"seed", *CONDITIONS}
         is_first_curve = is_first_curve and row.settings["seed"] == "0"
         of_the_set = row.settings.get("data", "flowers") == data
         if of_the_set and is_control(row) and (is_first_curve or row.kind == "controls"):
             settings = {"tune": row.settings["conditions"], "seed": row.settings.get("seed", "0")}
             named = Row(row.kind, settings, row.figures, row.machine, row.weights)
-            found[tuple(settings.values())] = named
+            found.setdefault(tuple(settings.values()), named)
     return list(found.values())
 
 
@@ -264,10 +270,13 @@ def ways_to_tune(rows: list[Row]) -> Iterator[Section]:
             f"({real}). A learning rate for each way, by the sweep below."
         )
         if held_against:
-            text += " The last lines are no samples: what figures can be at worst and at best."
+            names = dict.fromkeys(row.settings["tune"] for row in held_against)
+            said = [f"{name} ({CONTROLS[name]})" for name in names if name in CONTROLS]
+            text += f" The last lines are controls, of as many pictures: {', '.join(said)}."
         lines = over_seeds(fixed, columns, first="tune")
         lines += over_seeds(held_against, columns, first="tune")
-        yield Section(f"Ways to tune: {data}", text, finished, [table(lines)], pictures=[data])
+        shown = [*finished, *held_against]
+        yield Section(f"Ways to tune: {data}", text, shown, [table(lines)], pictures=[data])
 
 
 def by_steps(rows: list[Row]) -> Iterator[Section]:

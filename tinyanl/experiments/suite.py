@@ -8,7 +8,8 @@ flowers, faces, vehicles in place of the paper's sets), each from a run of its o
 learning rate falls to 0 at a run's last step; a sweep of learning rates; ablations; the mask curve;
 text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune.
 Samples are compared with real pictures that no run has seen: other flowers, the half of the faces
-and of the vehicles that is not trained on.
+and of the vehicles that is not trained on; and held against controls (controls.py), of as many
+pictures.
 With --report nothing is computed: results.md is written from the results.json that is there. The
 same command goes on where it stopped: what is in results.json is not computed again. To repeat a
 row, delete it there and its folder in ./suite/runs.
@@ -27,14 +28,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..data import Picture, open_rgb, scan, to_square
-from ..evaluate import EACH, Plan, classes_of, evaluate, text_figures
+from ..evaluate import EACH, Observers, Plan, classes_of, evaluate, text_figures
 from ..flowers import save as save_set
 from ..flowers import write
 from ..models import Run, load_run, pick_device, training_set
@@ -43,6 +43,7 @@ from ..runs import command, load, mistakes_in_one_line, peak_megabytes, save
 from ..sample import SamplingOptions, filmstrip, to_uint8
 from ..train import train
 from ..tune import TUNES
+from .controls import RealPictures, control_rows
 from .judge import Network, pictures, train_judge
 from .report import write_report
 from .semi_supervised import compare, draw_sets
@@ -199,15 +200,6 @@ class Options(SamplingOptions):
         return Plan(rates, self.n, self.steps, self.seed, sets, self.guidance)
 
 
-class RealPictures(NamedTuple):
-    """Real pictures of a set, twice as many as there are samples."""
-
-    reference: Tensor  # N 3 S S, that no run has seen
-    others: Tensor  # N 3 S S
-    classes: Tensor | None  # (N,) what the others show, for the judge
-    are: str  # what the reference is
-
-
 def training_folder(folder: Path, data: str) -> Path:
     """Where the pictures of a set lie that are trained on."""
     return folder / (f"{data} to train on" if data in FAMILIES else data)
@@ -283,14 +275,29 @@ class Suite:
             **self.samples(cell, steps),
         }
 
-    def samples(self, cell: Cell, steps: int) -> dict:
-        """The figures of samples of a cell's run from held-out conditions."""
+    def compared(self, cell: Cell, steps: int | None = None) -> tuple[Run, RealPictures, Plan]:
+        """A cell's run, what its samples are compared with, and how many of them."""
         run = self.load_run(self.run(cell, steps))
         real = self.real(cell["data"], run.base.size)
-        plan = replace(self.options.plan(), n=len(real.reference))
-        judge = None if cell["data"] in FAMILIES else self.judge
-        (figures,) = evaluate(run, real.reference, plan, judge)
+        return run, real, replace(self.options.plan(), n=len(real.reference))
+
+    def judge_of(self, data: str) -> Network | None:
+        """Who knows what pictures of a set show: of faces and vehicles nobody does."""
+        return None if data in FAMILIES else self.judge
+
+    def samples(self, cell: Cell, steps: int) -> dict:
+        """The figures of samples of a cell's run from held-out conditions."""
+        run, real, plan = self.compared(cell, steps)
+        (figures,) = evaluate(run, real.reference, plan, self.judge_of(cell["data"]))
         return {**figures, "real are": real.are, "machine": machine_name()}
+
+    def controls(self, cell: Cell) -> list[dict]:
+        """What the samples of a set are held against; a run of it tells which pictures are trained
+        on."""
+        run, real, plan = self.compared(cell)
+        observers = Observers(run.base, self.judge_of(cell["data"]))
+        rows = control_rows(run, real, plan, observers)
+        return [{**row, "machine": machine_name()} for row in rows]
 
     def masks(self, cell: Cell, sets: tuple[str, ...]) -> list[dict]:
         """The curve over mask rates."""
@@ -323,6 +330,12 @@ class Suite:
                 runs[tune] = [self.run(cell, steps) for steps in STEPS]
             save(figure_1(runs), path)
 
+    def compare_rows(self, cell: Cell) -> None:
+        """What the rows of a set are held against, once its first run is there."""
+        data = cell["data"]
+        if cell == {**FIRST, "data": data}:
+            self.piece(f"controls data={data}", self.controls, cell)
+
     def curves(self, cell: Cell) -> None:
         """The mask curve and the figures of text, of the cells whose difference they may show."""
         change = {name: value for name, value in cell.items() if FIRST.get(name) != value}
@@ -341,6 +354,7 @@ class Suite:
             for steps in checkpoints:
                 key = f"{words(cell)} steps={steps}"
                 self.piece(key, self.row, cell, rates[cell["tune"]], steps)
+            self.compare_rows(cell)
             if cell["tune"] == last_tune:  # all of this set are there
                 self.figure(cell["data"])
             self.curves(cell)
