@@ -132,6 +132,33 @@ def test_what_differs_in_more_than_the_seed_is_never_averaged(tmp_path):
     assert [line["precision"] for line in over_seeds(rows, ("precision",))] == ["0.50", "0.70"]
 
 
+def test_anl_without_guidance_stands_beside_anl_and_costs_no_training(tmp_path):
+    def row(guidance, **figures):
+        return {"precision": 0.5, "conditions": "held out", "guidance": guidance, **figures}
+
+    trained = {"held-out loss": 0.1, "seconds": 60.0, "peak MB": 900.0}
+    key = "data=flowers tune=anl seed=0 steps=500"
+    rows = {
+        key: row(2.0, **trained),
+        f"{key} guidance=1": row(1.0, precision=0.4),
+        "data=flowers tune=all seed=0 steps=500": row(2.0, **trained),
+        "data=flowers tune=anl seed=0 tokens=2 steps=500": row(2.0, **trained),
+        "masks": [row(2.0, rate=0.5), {"conditions": "real", "precision": 0.9}],
+    }
+    made = report(rows, tmp_path)
+    lines = table_lines(section_of(made, "Ways to tune: flowers"))
+    assert lines[0][:2] == ["tune", "guidance"]
+    assert [line[:2] for line in lines[1:4]] == [["anl", "2.0"], ["anl", "1.0"], ["all", "2.0"]]
+    steps = table_lines(section_of(made, "By steps of training: flowers"))
+    names = {line[0] for line in steps}
+    assert names == {"tune", "anl", "anl, guidance 2.0", "anl, guidance 1.0", "all"}
+    assert line_of(section_of(made, "What training costs: flowers"), "anl")["starts"] == "1"
+    changed = table_lines(section_of(made, "One thing changed"))
+    assert [line[0] for line in changed] == ["changed", "nothing", "tokens=2"]
+    curve = table_lines(section_of(made, "Mask rates"))
+    assert curve[0] == ["conditions", "rate", "precision"]
+
+
 def test_controls_stand_below_the_ways_to_tune(tmp_path):
     controls = [
         {"conditions": "held out", "rate": 0.0, "precision": 0.5},

@@ -22,6 +22,7 @@ from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_
 from tinyanl.experiments.suite import Options as SuiteOptions
 from tinyanl.models import load_run
 from tinyanl.runs import peak_megabytes
+from tinyanl.sample import GUIDANCE
 from tinyanl.train import LEARNING_RATES, Options, train
 from tinyanl.tune import TUNES
 
@@ -117,6 +118,7 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
         "sweep tune=anl lr=0.001",
         f"{key} steps=1",
         f"{key} steps=2",
+        f"{key} steps=2 guidance=1",
         "controls data=flowers",
         "masks",
         "text",
@@ -127,6 +129,9 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert results == json.loads((small / "results.json").read_text())
     assert (small / "flowers.png").stat().st_size
     one = results.pop(f"{key} steps=2")
+    plain = results[f"{key} steps=2 guidance=1"]
+    assert one["guidance"] == GUIDANCE and plain["guidance"] == 1 and "seconds" not in plain
+    assert plain["1000 FD_clip"] != one["1000 FD_clip"]
     assert [row["conditions"] for row in results["controls data=flowers"]] == list(CONTROLS)
     assert {row["samples"] for row in results["controls data=flowers"]} == {one["samples"]}
     assert one["held-out loss"] > 0 and one["peak MB"] > 100 and one["seconds"] > 0

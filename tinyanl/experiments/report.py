@@ -195,13 +195,15 @@ def over_seeds(
 
 def table_across(rows: list[Row], down: str, right: str, figure: str) -> list[dict[str, str]]:
     """Lines of a table of one figure: the setting `down` tells the lines apart, and guidance where
-    there is more than one; `right` tells the columns apart."""
+    a line would have more than one; `right` tells the columns apart."""
     columns = sorted({row.settings[right] for row in rows}, key=float)
-    guidance = {row.settings.get("guidance") for row in rows}
+    guidance = defaultdict(set)  # line -> all that there are
+    for row in rows:
+        guidance[row.settings[down]].add(row.settings.get("guidance"))
     groups = defaultdict(lambda: defaultdict(list))  # line -> column -> figures of all seeds
     for row in rows:
         name = row.settings[down]
-        if len(guidance) > 1 and "guidance" in row.settings:
+        if len(guidance[name]) > 1 and "guidance" in row.settings:
             name += f", guidance {row.settings['guidance']}"
         groups[name][row.settings[right]].append(row.figures[figure])
     lines = []
@@ -297,7 +299,8 @@ def training_cost(rows: list[Row]) -> Iterator[Section]:
     lines = []
     for tune in dict.fromkeys(row.settings["tune"] for row in found):
         runs = [row.figures for row in found if row.settings["tune"] == tune]
-        seconds = [figures["seconds"] for figures in runs if "seconds" in figures]
+        runs = [figures for figures in runs if "seconds" in figures]
+        seconds = [figures["seconds"] for figures in runs]
         peaks = [figures["peak MB"] for figures in runs if "peak MB" in figures]
         if seconds and peaks:
             starts = len(runs)
@@ -331,10 +334,13 @@ def ablations(rows: list[Row]) -> Iterator[Section]:
     changed = [row for row in rows if row.kind == "" and not row.settings.keys() <= PLAIN]
     if changed:
         steps = {row.settings.get("steps") for row in changed}
+        guidance = {row.settings.get("guidance") for row in changed}
         base = [
             row
             for row in tuning(rows)["flowers"]
-            if row.settings["tune"] == "anl" and row.settings["steps"] in steps
+            if row.settings["tune"] == "anl"
+            and row.settings["steps"] in steps
+            and row.settings.get("guidance") in guidance
         ]
         every = [named_change(without(row, "conditions", "rate")) for row in [*base, *changed]]
         text = "ANL on flowers. The first line is what the others change."
@@ -361,7 +367,9 @@ def mask_curves(rows: list[Row]) -> Iterator[Section]:
     if found:
         tables = []
         for change, curve in found.items():
-            plain = [without(row, *read_key(change)[1]) for row in curve]
+            guidance = {row.settings["guidance"] for row in curve if "guidance" in row.settings}
+            same = ["guidance"] if len(guidance) == 1 else []  # real pictures have none
+            plain = [without(row, *read_key(change)[1], *same) for row in curve]
             lines = over_seeds(plain, QUALITY)
             title = change or "as the paper does it: no masks in training"
             tables.append(f"**{title}**\n\n{table(lines)}")

@@ -285,9 +285,12 @@ class Suite:
         """Who knows what pictures of a set show: of faces and vehicles nobody does."""
         return None if data in FAMILIES else self.judge
 
-    def samples(self, cell: Cell, steps: int) -> dict:
-        """The figures of samples of a cell's run from held-out conditions."""
+    def samples(self, cell: Cell, steps: int, guidance: float | None = None) -> dict:
+        """The figures of samples of a cell's run from held-out conditions, with the guidance of
+        everything or another."""
         run, real, plan = self.compared(cell, steps)
+        if guidance is not None:
+            plan = replace(plan, guidance=guidance)
         (figures,) = evaluate(run, real.reference, plan, self.judge_of(cell["data"]))
         return {**figures, "real are": real.are, "machine": machine_name()}
 
@@ -331,10 +334,14 @@ class Suite:
             save(figure_1(runs), path)
 
     def compare_rows(self, cell: Cell) -> None:
-        """What the rows of a set are held against, once its first run is there."""
-        data = cell["data"]
-        if cell == {**FIRST, "data": data}:
-            self.piece(f"controls data={data}", self.controls, cell)
+        """What a set's row of ANL is held against: itself without guidance; and controls, once for
+        all seeds."""
+        first = {**FIRST, "data": cell["data"]}
+        if cell == {**first, "seed": cell["seed"]} and self.options.guidance != 1:
+            key = f"{words(cell)} steps={STEPS[-1]} guidance=1"
+            self.piece(key, self.samples, cell, STEPS[-1], 1.0)
+        if cell == first:
+            self.piece(f"controls data={cell['data']}", self.controls, cell)
 
     def curves(self, cell: Cell) -> None:
         """The mask curve and the figures of text, of the cells whose difference they may show."""
