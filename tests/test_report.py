@@ -51,6 +51,18 @@ def test_the_first_line_names_the_weights_of_every_table(results):
     assert both == sorted(["0123abc", commit])
 
 
+def test_rows_that_name_their_weights_are_told_by_the_commit_of_these(tmp_path):
+    results = small(text={"samples": 32, "weights": "unet 0"})
+    for key, row in results.items():
+        if key != "text":
+            row["weights"] = "unet 1"
+    first = report(results, tmp_path).split("\n\n")[1]
+    assert "measured with the embedded weights of commit abc1234; but with unet 0: Words" in first
+    del results["setup"]["weights commit"]
+    first = report(results, tmp_path).split("\n\n")[1]
+    assert "measured with unet 1; but with unet 0: Words" in first
+
+
 @pytest.mark.parametrize(
     "key, kind, settings",
     [

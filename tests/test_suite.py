@@ -20,7 +20,7 @@ from tinyanl.experiments.judge import Judge, class_of
 from tinyanl.experiments.report import CONTROLS
 from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
 from tinyanl.experiments.suite import Options as SuiteOptions
-from tinyanl.models import load_run
+from tinyanl.models import load_base, load_run
 from tinyanl.runs import peak_megabytes
 from tinyanl.sample import GUIDANCE
 from tinyanl.train import LEARNING_RATES, Options, train
@@ -50,7 +50,7 @@ def test_the_best_rate_has_the_lowest_held_out_loss_of_all(best, tmp_path, monke
         return {"held-out loss": abs(RATES.index(lr) - RATES.index(best))}
 
     monkeypatch.setattr(Suite, "sweep", sweep)
-    pieces = Suite(tmp_path, SuiteOptions(), {}, None)
+    pieces = Suite(tmp_path, SuiteOptions(), {}, None, "some weights")
     assert pieces.best_rate("anl") == best and tried == list(RATES)
     assert pieces.best_rate("anl") == best and tried == list(RATES)  # kept
 
@@ -154,12 +154,59 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
         assert again[f"{key} steps=2"][figure] == one[figure]
 
 
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"weights": "unet 0"}, "is of unet 0 and guidance 2, not of unet 1 and guidance 2"),
+        ({"guidance": 3.0}, "is of unet 1 and guidance 3, not of unet 1 and guidance 2"),
+    ],
+)
+def test_rows_of_other_weights_or_guidance_are_not_taken_for_these(change, said, tmp_path):
+    options = SuiteOptions(guidance=2.0)
+    make = iter([[{"x": 1, "guidance": 2.0}, {"x": 2}], {"y": 3, "guidance": 1.0}]).__next__
+    pieces = Suite(tmp_path, options, {}, None, "unet 1")
+    for _ in range(2):  # made, and then kept
+        rows = pieces.piece("masks", make)
+        plain = pieces.piece("data=flowers guidance=1", make)
+        assert {row["weights"] for row in [*rows, plain]} == {"unet 1"}
+    kept = json.loads((tmp_path / "results.json").read_text())
+    kept["masks"][0] |= change
+    with pytest.raises(ValueError, match=f"'masks' {said}: start in another folder"):
+        Suite(tmp_path, options, kept, None, "unet 1").piece("masks", make)
+    del kept["data=flowers guidance=1"]["weights"]  # as rows were before they named them
+    with pytest.raises(ValueError, match="is of unnamed weights"):
+        Suite(tmp_path, options, kept, None, "unet 1").piece("data=flowers guidance=1", make)
+
+
+def test_a_folder_that_was_begun_with_other_weights_or_flags_is_left_alone(small, monkeypatch):
+    monkeypatch.setattr(Suite, "all", lambda self: None)
+    options = SuiteOptions(n=8, steps=2)
+    results = suite(small, options)
+    fingerprints = load_base(device="cpu").fingerprints()
+    for part in ("unet", "autoencoder", "clip"):
+        assert f"{part} {fingerprints[part][:8]}" in results["setup"]["weights"]
+    assert suite(small, options) == results
+    changes = {
+        "not guidance 1, seed 0": {"guidance": 1.0},
+        "seed 0, not": {"seed": 1},
+        "samples 8, not 16": {"n": 16},
+        "DDIM steps 2, not 4": {"steps": 4},
+    }
+    for said, change in changes.items():
+        with pytest.raises(ValueError, match=said):
+            suite(small, dataclasses.replace(options, **change))
+    monkeypatch.setattr(module, "named_weights", lambda options: "unet 0")
+    with pytest.raises(ValueError, match="weights unet .*not unet 0: start in another folder"):
+        suite(small, options)
+    assert json.loads((small / "results.json").read_text()) == results
+
+
 @pytest.mark.filterwarnings("ignore:8 samples of 128 features")
 def test_a_family_is_compared_with_the_half_that_no_run_has_seen(small):
     shutil.rmtree(small / "faces")
     flowers.write(small / "faces", 60)
     module.halve(small, "faces")
-    pieces = Suite(small, SuiteOptions(n=8, steps=2), {}, None)
+    pieces = Suite(small, SuiteOptions(n=8, steps=2), {}, None, "some weights")
     row = pieces.row({**FIRST, "data": "faces"}, 1e-3, 1)
     assert row["samples"] == row["real"] == 8 and "not trained on" in row["real are"]
     assert "right kind" not in row

@@ -78,11 +78,15 @@ class Section:
     pictures: list[str] = field(default_factory=list)  # names of files, without their ending
 
 
-def named_weights(result: dict, default: str) -> str:
-    """The weights that a result was measured with, as the report says them."""
+def said_weights(result: dict, setup: dict) -> str:
+    """The weights that a result was measured with, as the report says them: by their commit where
+    it is known. Those of the setup where the result names none."""
+    is_known = "weights commit" in result
+    if not is_known and result.get("weights", setup.get("weights")) == setup.get("weights"):
+        result = setup
     if "weights commit" in result:
         return f"the embedded weights of commit {result['weights commit']}"
-    return result.get("weights", default)
+    return result.get("weights", "unnamed weights")
 
 
 def read_key(key: str) -> tuple[str, dict[str, object]]:
@@ -101,7 +105,6 @@ def read_key(key: str) -> tuple[str, dict[str, object]]:
 def read_rows(results: dict) -> list[Row]:
     """All rows of results.json, but what describes the whole of it or describes itself."""
     setup = results.get("setup", {})
-    weights = named_weights(setup, "unnamed weights")
     rows = []
     for key, result in results.items():
         if key in ("setup", "conclusions") or describes_itself(result):
@@ -119,9 +122,8 @@ def read_rows(results: dict) -> list[Row]:
                 if name not in (*CONDITIONS, "machine", "weights commit", "weights")
             }
             machine = figures.get("machine", setup.get("machine", "unnamed machine"))
-            rows.append(
-                Row(kind, {**settings, **made}, measured, machine, named_weights(figures, weights))
-            )
+            weights = said_weights(figures, setup)
+            rows.append(Row(kind, {**settings, **made}, measured, machine, weights))
     return rows
 
 
@@ -429,14 +431,11 @@ def as_they_are(rows: list[Row]) -> list[dict]:
 
 def self_described(results: dict) -> Iterator[Section]:
     """The results that describe themselves."""
-    weights = named_weights(results.get("setup", {}), "unnamed weights")
     for title, result in results.items():
         if describes_itself(result):
             machine = result.get("machine", "named in the table")
-            rows = [
-                Row(title, {}, line, machine, named_weights(result, weights))
-                for line in result["rows"]
-            ]
+            weights = said_weights(result, results.get("setup", {}))
+            rows = [Row(title, {}, line, machine, weights) for line in result["rows"]]
             command = result.get("command", "")
             text = result.get("text", "")
             yield Section(title, text, rows, [table(result["rows"])], command)

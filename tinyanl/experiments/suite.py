@@ -12,7 +12,8 @@ and of the vehicles that is not trained on; and held against controls (controls.
 pictures.
 With --report nothing is computed: results.md is written from the results.json that is there. The
 same command goes on where it stopped: what is in results.json is not computed again. To repeat a
-row, delete it there and its folder in ./suite/runs.
+row, delete it there and its folder in ./suite/runs. Rows name their weights and guidance: with
+others, another folder is asked for.
 """
 import contextlib
 import functools
@@ -37,7 +38,7 @@ from ..data import Picture, open_rgb, scan, to_square
 from ..evaluate import EACH, Observers, Plan, classes_of, evaluate, text_figures
 from ..flowers import save as save_set
 from ..flowers import write
-from ..models import Run, load_run, pick_device, training_set
+from ..models import Run, load_base, load_run, pick_device, training_set
 from ..options import add_options, option
 from ..runs import command, load, mistakes_in_one_line, peak_megabytes, save
 from ..sample import SamplingOptions, filmstrip, to_uint8
@@ -45,7 +46,7 @@ from ..train import train
 from ..tune import TUNES
 from .controls import RealPictures, control_rows
 from .judge import Network, pictures, train_judge
-from .report import write_report
+from .report import read_key, write_report
 from .semi_supervised import compare, draw_sets
 
 MASK_RATES = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -78,6 +79,8 @@ ABLATIONS = (
     {"seed": 2, "train_mask": 0.5},
 )
 
+REMEDY = "start in another folder, or give the weights and the flags that it was begun with"
+Rows = dict | list[dict]  # figures by name
 Cell = dict[str, object]  # arguments of train; "data" is one of SETS
 
 
@@ -213,14 +216,37 @@ class Suite:
     options: Options
     results: dict
     judge: Network
+    weights: str  # see named_weights
 
-    def piece(self, key: str, make: Callable[..., object], *arguments: object) -> object:
-        """The result of this name, from results.json or else made, and then kept there."""
-        if key not in self.results:
-            self.results[key] = make(*arguments)
-            save(json.dumps(self.results, indent=1), self.folder / "results.json")
-            print(f"{key}: {json.dumps(self.results[key])}", flush=True)
+    def piece(self, key: str, make: Callable[..., Rows], *arguments: object) -> Rows:
+        """The rows of this name, from results.json or else made, and then kept there with the name
+        of the weights. ValueError: those that are kept are of others, or of another guidance."""
+        if key in self.results:
+            self.refuse_stale(key)
+            return self.results[key]
+        made = make(*arguments)
+        weights = {"weights": self.weights}
+        if isinstance(made, list):
+            self.results[key] = [{**row, **weights} for row in made]
+        else:
+            self.results[key] = {**made, **weights}
+        save(json.dumps(self.results, indent=1), self.folder / "results.json")
+        print(f"{key}: {json.dumps(self.results[key])}", flush=True)
         return self.results[key]
+
+    def refuse_stale(self, key: str) -> None:
+        """ValueError: rows that are kept were measured with other weights, or another guidance."""
+        _, settings = read_key(key)
+        guidance = float(settings.get("guidance", self.options.guidance))
+        kept = self.results[key]
+        for row in kept if isinstance(kept, list) else [kept]:
+            weights = row.get("weights", "unnamed weights")
+            told = row.get("guidance", guidance)
+            if (weights, told) != (self.weights, guidance):
+                raise ValueError(
+                    f"{self.folder / 'results.json'}: {key!r} is of {weights} and guidance "
+                    f"{told:g}, not of {self.weights} and guidance {guidance:g}: {REMEDY}"
+                )
 
     def train(self, data: Path, out: Path, steps: int, cell: Cell) -> dict:
         """Train a cell; without masks in training, as in the paper, where it asks for none."""
@@ -321,7 +347,10 @@ class Suite:
         folder = self.folder / "semi_supervised"
         draw_sets(folder)
         self.train(folder / "unlabelled", folder / "run", STEPS[-1], {"seed": 0, "lr": lr})
-        return compare(self.load_run(folder / "run"), folder, guidance=self.options.guidance)
+        run = self.load_run(folder / "run")
+        guidance = self.options.guidance
+        rows = compare(run, folder, guidance=guidance)
+        return [{**row, "guidance": guidance} for row in rows]
 
     def figure(self, data: str) -> None:
         """Draw Figure 1 of a set into the folder, where it is not there yet."""
@@ -395,10 +424,25 @@ def halve(folder: Path, name: str) -> None:
             save_set(out, pictures_of(found), len(found))
 
 
+def named_weights(options: Options) -> str:
+    """The weights as rows name them, by what is in them: "unet 0123abcd, autoencoder ..."."""
+    fingerprints = load_base(options.weights, options.device).fingerprints()
+    return ", ".join(f"{part} {digits[:8]}" for part, digits in fingerprints.items())
+
+
+def refuse_other_setup(kept: dict, setup: dict, path: Path) -> None:
+    """ValueError: the rows in `path` were begun with another setup. The machine may be another, and
+    a judge that is trained anew a little better or worse."""
+    for name, value in setup.items():
+        if name not in ("machine", "judge's accuracy") and kept.get(name) != value:
+            raise ValueError(f"{path} has {name} {kept.get(name)}, not {value}: {REMEDY}")
+
+
 def suite(folder: Path, options: Options) -> dict:
     """Make all that results.json lacks -> its content. It is written after every piece.
 
-    FileNotFoundError: faces or vehicles are missing."""
+    FileNotFoundError: faces or vehicles are missing. ValueError: what is there was made with other
+    weights or flags."""
     options.check()
     for name in FAMILIES:
         if not (folder / name / "metadata.jsonl").exists():
@@ -412,16 +456,17 @@ def suite(folder: Path, options: Options) -> dict:
     judge, accuracy = train_judge(folder / "judge")
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    pieces = Suite(folder, options, results, judge)
+    pieces = Suite(folder, options, results, judge, named_weights(options))
     setup = {
         "machine": machine_name(),
         "samples": options.n,
         "DDIM steps": options.steps,
-        "weights": str(options.weights or "embedded"),
+        "weights": pieces.weights,
         "judge's accuracy": accuracy,
         "training": TRAINING,
-        "sampling": f"guidance {options.guidance:g}",
+        "sampling": f"guidance {options.guidance:g}, seed {options.seed}",
     }
+    refuse_other_setup(results.get("setup", setup), setup, path)
     pieces.piece("setup", dict, setup)
     pieces.all()
     return results
