@@ -4,6 +4,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,23 @@ def test_a_family_is_compared_with_the_half_that_no_run_has_seen(small):
     real = pieces.real("flowers", 64)
     assert len(real.reference) == len(real.others) == len(real.classes) == 8
     assert not torch.equal(real.reference, real.others)
+
+
+def test_a_folder_that_another_process_is_at_is_left_alone(small):
+    hold = (
+        "import sys, time; from tinyanl.runs import claim; from pathlib import Path; "
+        "lock = claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", hold, small]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=RESULTS.parents[1])
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(OSError, match="in use by another process"):
+            suite(small, SuiteOptions(n=8, steps=2))
+    finally:
+        other.kill()
+        other.wait()
+    assert not (small / "results.json").exists()
 
 
 def test_a_run_that_is_past_a_row_is_named(tmp_path, monkeypatch):

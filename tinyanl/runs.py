@@ -198,7 +198,7 @@ def load(path: Path, names: set[str]) -> dict:
 
 
 def claim(out: Path) -> IO | None:
-    """Make the run folder and hold it until the returned file is closed or this process ends,
+    """Make the folder `out` and hold it until the returned file is closed or this process ends,
     however it ends. OSError: it cannot be written to, or another process holds it. Some network
     file systems have no locks: there the run goes on, and says that nothing keeps another one
     out."""
@@ -209,7 +209,7 @@ def claim(out: Path) -> IO | None:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # POSIX allows either
         raise OSError(f"{out} is in use by another process: wait for it, or choose another "
-                      "--out") from error
+                      "folder") from error
     except OSError as error:
         print(f"unguarded  the file system of {out} has no locks ({one_line(error)}): start no "
               "other run there")

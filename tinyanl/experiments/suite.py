@@ -40,7 +40,7 @@ from ..flowers import save as save_set
 from ..flowers import write
 from ..models import Run, load_base, load_run, pick_device, training_set
 from ..options import add_options, option
-from ..runs import command, load, mistakes_in_one_line, peak_megabytes, save
+from ..runs import claim, command, load, mistakes_in_one_line, peak_megabytes, save
 from ..sample import SamplingOptions, filmstrip, to_uint8
 from ..train import train
 from ..tune import TUNES
@@ -442,7 +442,8 @@ def suite(folder: Path, options: Options) -> dict:
     """Make all that results.json lacks -> its content. It is written after every piece.
 
     FileNotFoundError: faces or vehicles are missing. ValueError: what is there was made with other
-    weights or flags."""
+    weights or flags. OSError: another process is at it, and each would overwrite the other's rows.
+    """
     options.check()
     for name in FAMILIES:
         if not (folder / name / "metadata.jsonl").exists():
@@ -450,6 +451,12 @@ def suite(folder: Path, options: Options) -> dict:
                 f"no {folder / name}: python -m tinyanl.pretrain families --data ./emoji "
                 f"--out {folder}"
             )
+    with claim(folder):
+        return make_all(folder, options)
+
+
+def make_all(folder: Path, options: Options) -> dict:
+    """What `suite` does once the folder is its own."""
     draw_flowers(folder)
     for name in FAMILIES:
         halve(folder, name)
