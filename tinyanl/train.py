@@ -296,14 +296,16 @@ def gather_options(options: Options | str | Path | None, flags: dict[str, object
     return Options(options, **flags)  # a path: the data
 
 
-def train(options: Options | str | Path | None = None, **flags: object) -> Path:
+def train(options: Options | str | Path | None = None, *,
+          watch: Callable[[Run], dict[str, float]] | None = None, **flags: object) -> Path:
     """Train, and return the run folder: config.json, adapter.pt (what was trained, averaged: for
     sampling), state.pt (for resuming), log.jsonl, samples/, filmstrip.png and index.html, which
     shows them.
 
-    train(Options(data="flowers")) and train(data="flowers") are the same. Raises ValueError or
-    OSError, in one sentence that says what to mend, before anything slow starts where it can, and
-    KeyboardInterrupt after a signal to stop, when it has saved."""
+    train(Options(data="flowers")) and train(data="flowers") are the same. watch: what it measures
+    of the averaged model goes into the log, too. Raises ValueError or OSError, in one sentence that
+    says what to mend, before anything slow starts where it can, and KeyboardInterrupt after a
+    signal to stop, when it has saved."""
     options = gather_options(options, flags)
     rank, world = join_processes()
     options.check_surroundings(world)
@@ -345,7 +347,7 @@ def train(options: Options | str | Path | None = None, **flags: object) -> Path:
 
                 # what is due after so many steps
                 if state.is_due(LOG_EVERY, options.steps):
-                    log(state, curves, bar, out, rank, world)
+                    log(state, curves, watch, bar, out, rank, world)
                 if state.is_due(options.grid_steps, options.steps) and rank == 0:
                     draw(state, examples, options.seed, out)
                 if state.is_due(options.save_steps, options.steps) or stop:
@@ -563,16 +565,18 @@ def not_finite(
             "smaller --lr. Pictures: " + ", ".join(names))
 
 
-def log(state: State, curves: dict[str, Batch], bar: tqdm, out: Path, rank: int,
-        world: int) -> None:
-    """Add a line to log.jsonl: the mean training loss since the last one, and the averaged model's
-    loss on fixed batches of training and held-out pictures, shared among the processes."""
+def log(state: State, curves: dict[str, Batch], watch: Callable[[Run], dict[str, float]] | None,
+        bar: tqdm, out: Path, rank: int, world: int) -> None:
+    """Add a line to log.jsonl: the mean training loss since the last one, the averaged model's loss
+    on fixed batches of training and held-out pictures, shared among the processes, and what else
+    train() was asked to watch."""
     losses = torch.stack([curve_loss(state.average, batch, rank, world)
                           for batch in curves.values()])
     if world > 1:
         torch.distributed.all_reduce(losses)
     row = {"step": state.step, "loss": sum(state.losses) / len(state.losses)}
     row |= dict(zip(curves, losses.tolist(), strict=True))
+    row |= watch(state.average) if watch else {}
     state.log.append(row)
     state.losses = []
     save("".join(json.dumps(row) + "\n" for row in state.log), out / "log.jsonl")
