@@ -171,6 +171,45 @@ def test_anl_without_guidance_stands_beside_anl_and_costs_no_training(tmp_path):
     assert curve[0] == ["conditions", "rate", "precision"]
 
 
+def curve(*errors):
+    """The figures of a long run with these held-out errors after 50 steps and more."""
+    points = [[50 * (i + 1), 0.1, error] for i, error in enumerate(errors)]
+    at_step, _, least = min(points, key=lambda point: point[2])
+    figures = {"least held-out loss": least, "at step": at_step}
+    return {**figures, "last held-out loss": errors[-1], "curve": points}
+
+
+def test_overfitting_tells_from_where_a_way_to_tune_is_worse_than_anl(tmp_path):
+    assert "\n## Overfitting" not in report(small(), tmp_path)
+    more = {
+        "n=50 tune=anl seed=0": curve(0.5, 0.4, 0.3, 0.3),
+        "n=50 tune=all seed=0": curve(0.6, 0.2, 0.4, 0.5),
+        "n=50 tune=attention seed=0": curve(0.5, 0.3, 0.2, 0.2),
+        "n=1000 tune=all seed=0": curve(0.6, 0.5, 0.4, 0.3),
+        "n=1000 tune=anl seed=0": curve(0.5, 0.4, 0.3, 0.2),
+        "n=1000 tune=attention seed=0": curve(0.6, 0.5, 0.2, 0.1),
+        "n=200 tune=all seed=0": curve(0.6, 0.5),
+    }
+    results = small(**{f"overfitting {key}": row for key, row in more.items()})
+    text = section_of(report(results, tmp_path), "Overfitting")
+    head, *lines = table_lines(text)
+    names = ["least error, held out", "at step", "error at the end, held out", "worse than anl"]
+    assert head == ["n", "tune", *names]
+    assert lines[0] == ["50", "anl", "0.3000", "150", "0.3000", ""]
+    assert lines[1] == ["50", "all", "0.2000", "100", "0.5000", "from step 150 on"]
+    ends = ["", "from step 150 on", "never", "from step 50 on", ""]
+    assert [line[-1] for line in lines] == [*ends, "at 2 of 4 steps, but not at the last", ""]
+    assert "Runs of 200 steps, by which the learning rate falls to 0" in text and "seed 0" in text
+
+    results["overfitting n=50 tune=all seed=1"] = curve(0.1, 0.1, 0.1, 0.1)
+    lines = table_lines(section_of(report(results, tmp_path), "Overfitting"))
+    assert lines[0][-2:] == ["seeds", "worse than anl"]
+    assert lines[2][-2:] == ["2", "from step 150 on"]  # of the seed that anl has, too
+    results["overfitting n=50 tune=anl seed=1"] = curve(0.1, 0.1, 0.1, 0.4)
+    lines = table_lines(section_of(report(results, tmp_path), "Overfitting"))
+    assert lines[2][-1] == "at 2 of 4 steps, but not at the last"
+
+
 def test_controls_stand_below_the_ways_to_tune(tmp_path):
     controls = [
         {"conditions": "held out", "rate": 0.0, "precision": 0.5},

@@ -1,6 +1,7 @@
 """The suite: every row is made once, and again when it is deleted."""
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -16,12 +17,14 @@ from commands import one_line
 from tinyanl import dataset, evaluate, flowers
 from tinyanl import train as train_module
 from tinyanl.data import file_identity, scan
+from tinyanl.encode import encode
 from tinyanl.experiments import controls
 from tinyanl.experiments import suite as module
 from tinyanl.experiments.judge import Judge, class_of
 from tinyanl.experiments.report import CONTROLS
 from tinyanl.experiments.suite import FIRST, RATES, STEPS, Suite, cells, in_new_process, main, suite
 from tinyanl.experiments.suite import Options as SuiteOptions
+from tinyanl.loss import denoising_loss
 from tinyanl.models import load_base, load_run
 from tinyanl.runs import peak_megabytes
 from tinyanl.sample import GUIDANCE
@@ -41,6 +44,10 @@ def test_every_row_that_is_promised_is_a_cell():
     for tune in TUNES:
         assert {cell["seed"] for cell in on_flowers if cell["tune"] == tune} == {0, 1, 2}
     assert STEPS[:4] == (60, 125, 250, 500)
+    long = {(cell["n"], cell["tune"]) for cell in module.long_runs()}
+    assert long == set(itertools.product((50, 200, 1000), ("anl", "all", "attention")))
+    seeds = {n: seed for n, (_, seed) in module.OVERFITTING_SETS.items()}
+    assert seeds[200] == 0 and len({1, *seeds.values()}) == 4  # 1: the fresh flowers
 
 
 @pytest.mark.parametrize("best", RATES)
@@ -103,6 +110,7 @@ def small(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TUNES", {"anl": TUNES["anl"]})
     few = [(FIRST, (1, 2)), ({**FIRST, "uncentred": True}, (2,))]
     monkeypatch.setattr(module, "cells", lambda: iter(few))
+    monkeypatch.setattr(module, "OVERFITTING_SETS", {})
     monkeypatch.setattr(module, "train_judge", lambda folder: (Judge().eval(), 0.5))
     in_another_test = {"tried": "in test_evaluate.py"}
     monkeypatch.setattr(module, "text_figures", lambda *args, **kwargs: in_another_test)
@@ -154,6 +162,39 @@ def test_the_suite_goes_on_where_it_stopped(small, capfd):
     assert made == {f"{key} steps=2"} and again[f"{key} steps=1"] == results[f"{key} steps=1"]
     for figure in ("1000 FD_clip", "held-out loss", "trainable"):
         assert again[f"{key} steps=2"][figure] == one[figure]
+
+
+def test_a_long_run_keeps_its_errors_on_the_way_and_is_made_as_a_part_alone(small, monkeypatch):
+    monkeypatch.setattr(module, "OVERFITTING_SETS", {12: ("flowers", 0), 5: ("5 flowers", 2)})
+    monkeypatch.setattr(module, "OVERFITTING_TUNES", ("anl",))
+    monkeypatch.setattr(module, "OVERFITTING_STEPS", 3)
+    monkeypatch.setattr(train_module, "LOG_EVERY", 1)
+    options = SuiteOptions(n=8, steps=2)
+    keys = [f"overfitting n={n} tune=anl seed=0" for n in (12, 5)]
+    results = suite(small, options, part="overfitting")
+    assert list(results) == ["setup", "sweep tune=anl lr=0.001", *keys]
+    assert not (small / "flowers.png").exists()
+    assert len(scan(small / "5 flowers", 64).pictures) == 5
+    for key in keys:
+        row = results[key]
+        steps, training, fresh = zip(*row["curve"], strict=True)
+        assert steps == (1, 2, 3) and row["last held-out loss"] == fresh[-1]
+        assert row["least held-out loss"] == min(fresh) == fresh[row["at step"] - 1]
+        assert len({*training, *fresh}) == 6 and row["learning rate"] == 1e-3
+
+    out = small / "runs/overfitting,n=12,tune=anl,seed=0"
+    assert json.loads((out / "config.json").read_text())["train_mask"] == 0
+    run = load_run(out, device="cpu")
+    found = [picture.path for picture in scan(small / "fresh flowers", 64).pictures]
+    latents, embeddings = encode(run.base, found)
+    cond = (embeddings - run.mu) / run.sigma
+    batch = dataset.curve_batch(latents, cond, torch.arange(16), size=64)
+    error = denoising_loss(run, *batch[:4]).item()
+    assert error == pytest.approx(results[keys[0]]["last held-out loss"], rel=1e-3)
+
+    del results[keys[1]]
+    (small / "results.json").write_text(json.dumps(results))
+    assert list(suite(small, options, part="sweep")) == list(results)  # no other row is made
 
 
 @pytest.mark.parametrize(
@@ -209,7 +250,7 @@ def test_a_family_is_compared_with_the_half_that_no_run_has_seen(small):
     flowers.write(small / "faces", 60)
     module.halve(small, "faces")
     pieces = Suite(small, SuiteOptions(n=8, steps=2), {}, None, "some weights")
-    row = pieces.row({**FIRST, "data": "faces"}, 1e-3, 1)
+    row = pieces.row({**FIRST, "data": "faces"}, 1)
     assert row["samples"] == row["real"] == 8 and "not trained on" in row["real are"]
     assert "right kind" not in row
 
@@ -261,6 +302,7 @@ def test_what_stands_in_the_way_is_one_line(tmp_path, capsys):
         "steps=0": ["--steps", "0"],
         "steps=30": ["--steps", "30"],
         "--seed -1": ["--seed", "-1"],
+        "--part 'overfeeding'": ["--part", "overfeeding"],
     }
     for said, argv in mistakes.items():  # before the folder is looked at
         assert said in one_line(main, [tmp_path / "none", *argv], capsys)

@@ -40,7 +40,22 @@ QUALITY = (
     "right colour",
     "right kind and colour",
 )
-DIGITS = {"training loss": 4, "held-out loss": 4, "1000 FD_clip": 0, "seconds": 0, "peak MB": 0}
+DIGITS = {
+    "training loss": 4,
+    "held-out loss": 4,
+    "least held-out loss": 4,
+    "last held-out loss": 4,
+    "at step": 0,
+    "1000 FD_clip": 0,
+    "seconds": 0,
+    "peak MB": 0,
+}
+HEADINGS = {
+    "training loss": "error, training",
+    "held-out loss": "error, held out",
+    "least held-out loss": "least error, held out",
+    "last held-out loss": "error at the end, held out",
+}
 # Beginnings of the names of shares -> digits of their percentages
 SHARES = {"right": 0, "chance": 0, "accuracy": 0, "spread": 0, "R-precision": 1, "judge's": 1}
 DESCRIBED = ("training", "sampling")  # parts of the setup that are said in words
@@ -161,15 +176,15 @@ def format_figure(name: str, values: list) -> str:
 
 def heading(name: str) -> str:
     """A figure's name as the head of a column."""
-    return {"training loss": "error, training", "held-out loss": "error, held out"}.get(name, name)
+    return HEADINGS.get(name, name)
 
 
 def over_seeds(
-    rows: list[Row], names: tuple[str, ...], first: str | None = None
+    rows: list[Row], names: tuple[str, ...], first: tuple[str, ...] = ()
 ) -> list[dict[str, str]]:
     """Lines of a table: one for all rows whose settings are the same but for the seed.
 
-    Settings that are the same in all rows are left out, but for the one named `first`; figures that
+    Settings that are the same in all rows are left out, but for those named `first`; figures that
     no row has, too. Where lines differ in how many seeds they have, a column says it."""
     groups = defaultdict(list)
     for row in rows:
@@ -178,7 +193,7 @@ def over_seeds(
     settings = dict.fromkeys(k for row in rows for k in row.settings if k != "seed")
     varying = []
     for name in settings:
-        if name == first or len({str(row.settings.get(name)) for row in rows}) > 1:
+        if name in first or len({str(row.settings.get(name)) for row in rows}) > 1:
             varying.append(name)
     have_equal_seeds = len({len(group) for group in groups.values()}) == 1
     lines = []
@@ -277,8 +292,8 @@ def ways_to_tune(rows: list[Row]) -> Iterator[Section]:
             names = dict.fromkeys(row.settings["tune"] for row in held_against)
             said = [f"{name} ({CONTROLS[name]})" for name in names if name in CONTROLS]
             text += f" The last lines are controls, of as many pictures: {', '.join(said)}."
-        lines = over_seeds(fixed, columns, first="tune")
-        lines += over_seeds(held_against, columns, first="tune")
+        lines = over_seeds(fixed, columns, first=("tune",))
+        lines += over_seeds(held_against, columns, first=("tune",))
         shown = [*finished, *held_against]
         yield Section(f"Ways to tune: {data}", text, shown, [table(lines)], pictures=[data])
 
@@ -293,6 +308,48 @@ def by_steps(rows: list[Row]) -> Iterator[Section]:
                 tables.append(f"**{heading(figure)}**\n\n{table(lines)}")
         text = "The same ways after fewer and more steps."
         yield Section(f"By steps of training: {data}", text, found, tables)
+
+
+def where_worse(rows: list[Row], others: list[Row]) -> str:
+    """From which step on the held-out error of some runs stays above that of others, in words; the
+    mean over the seeds that both have. "" where they have none in common."""
+    curves = {row.settings["seed"]: row.figures["curve"] for row in others}
+    excess = defaultdict(list)  # step -> of every seed
+    for row in rows:
+        curve = curves.get(row.settings["seed"], [])
+        for (step, _, error), (_, _, other) in zip(row.figures["curve"], curve, strict=False):
+            excess[step].append(error - other)
+    is_worse = [statistics.mean(values) > 0 for values in excess.values()]
+    if not is_worse:
+        return ""
+    if not any(is_worse):
+        return "never"
+    if not is_worse[-1]:
+        return f"at {sum(is_worse)} of {len(is_worse)} steps, but not at the last"
+    lasting = is_worse[::-1].index(False) if False in is_worse else len(is_worse)
+    return f"from step {list(excess)[-lasting]:,} on"
+
+
+def overfitting(rows: list[Row]) -> Iterator[Section]:
+    found = [row for row in rows if row.kind == "overfitting"]
+    if found:
+        groups = defaultdict(list)
+        for row in found:
+            groups[row.settings["n"], row.settings["tune"]].append(row)
+        figures = ("least held-out loss", "at step", "last held-out loss")
+        lines = over_seeds(found, figures, first=("n", "tune"))
+        for line in lines:
+            n, tune = line["n"], line["tune"]
+            if tune != "anl":
+                line["worse than anl"] = where_worse(groups[n, tune], groups[n, "anl"])
+        steps = max(row.figures["curve"][-1][0] for row in found)
+        text = (
+            f"Runs of {steps:,} steps, by which the learning rate falls to 0, without masks, on n "
+            "flowers less the tenth that a run leaves out. Error held out: on the same 64 fresh "
+            "flowers for all runs. Worse than anl: where that error is above the one of anl on as "
+            "many flowers; from a step on, if it stays there to the end."
+        )
+        yield Section("Overfitting", text, found, [table(lines)])
 
 
 def training_cost(rows: list[Row]) -> Iterator[Section]:
@@ -346,7 +403,8 @@ def ablations(rows: list[Row]) -> Iterator[Section]:
         ]
         every = [named_change(without(row, "conditions", "rate")) for row in [*base, *changed]]
         text = "ANL on flowers. The first line is what the others change."
-        lines = over_seeds(every, ("learning rate", "trainable", *LOSSES, *QUALITY), "changed")
+        columns = ("learning rate", "trainable", *LOSSES, *QUALITY)
+        lines = over_seeds(every, columns, first=("changed",))
         yield Section("One thing changed", text, [*base, *changed], [table(lines)])
 
 
@@ -450,6 +508,7 @@ def the_rest(rows: list[Row]) -> Iterator[Section]:
 TABLES: tuple[Callable[[list[Row]], Iterator[Section]], ...] = (
     ways_to_tune,
     by_steps,
+    overfitting,
     training_cost,
     ablations,
     mask_curves,

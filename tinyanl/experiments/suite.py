@@ -6,13 +6,15 @@
 ./suite/results.json gets a row for every way to tune, set and seed, at several steps (64-px
 flowers, faces, vehicles in place of the paper's sets), each from a run of its own, since the
 learning rate falls to 0 at a run's last step; a sweep of learning rates; ablations; the mask curve;
-text; semi-supervised learning. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune.
+text; semi-supervised learning; long runs on few and many flowers, with their errors on the way, to
+see them overfit. ./suite/*.png are Figure 1's filmstrips, a row for each way to tune.
 Samples are compared with real pictures that no run has seen: other flowers, the half of the faces
 and of the vehicles that is not trained on; and held against controls (controls.py), of as many
 pictures.
-With --report nothing is computed: results.md is written from the results.json that is there. The
-same command goes on where it stopped: what is in results.json is not computed again. To repeat a
-row, delete it there and its folder in ./suite/runs. Rows name their weights and guidance: with
+With --report nothing is computed: results.md is written from the results.json that is there. With
+--part only a part is, such as --part overfitting. The same command goes on where it stopped: what
+is in results.json is not computed again. To repeat a row, delete it there and its folder in
+./suite/runs. Rows name their weights and guidance: with
 others, another folder is asked for.
 """
 import contextlib
@@ -35,10 +37,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..data import Picture, open_rgb, scan, to_square
+from ..dataset import CURVE_SIZE, curve_batch
+from ..encode import encode
 from ..evaluate import EACH, Observers, Plan, classes_of, evaluate, text_figures
 from ..flowers import save as save_set
 from ..flowers import write
-from ..models import Run, load_base, load_run, pick_device, training_set
+from ..loss import curve_loss
+from ..models import Run, load_base, load_run, pick_device, to_condition, training_set
 from ..options import add_options, option
 from ..runs import claim, command, load, mistakes_in_one_line, peak_megabytes, save
 from ..sample import SamplingOptions, filmstrip, to_uint8
@@ -78,6 +83,9 @@ ABLATIONS = (
     {"seed": 2, "train_mask": 0.25},
     {"seed": 2, "train_mask": 0.5},
 )
+OVERFITTING_SETS = {50: ("50 flowers", 2), 200: ("flowers", 0), 1000: ("1000 flowers", 3)}  # seeds
+OVERFITTING_TUNES = ("anl", "all", "attention")
+OVERFITTING_STEPS = 2000
 
 REMEDY = "start in another folder, or give the weights and the flags that it was begun with"
 Rows = dict | list[dict]  # figures by name
@@ -96,6 +104,13 @@ def cells() -> Iterator[tuple[Cell, tuple[int, ...]]]:
     for data in SETS[1:]:
         for tune in TUNES:
             yield {**FIRST, "data": data, "tune": tune}, STEPS
+
+
+def long_runs() -> Iterator[Cell]:
+    """What is trained until it may overfit, on `n` flowers each."""
+    for n in OVERFITTING_SETS:
+        for tune in OVERFITTING_TUNES:
+            yield {"n": n, "tune": tune, "seed": 0}
 
 
 def words(cell: Cell) -> str:
@@ -122,12 +137,37 @@ def in_new_process(function: Callable[..., dict], **arguments: object) -> dict:
             raise
 
 
-def train_and_measure(out: Path, steps: int, device: str | None, **arguments: object) -> dict:
-    """Train for `steps`, or go on to them -> the losses there, and the most MB that it took."""
+def error_on(folder: Path, weights: Path | None, device: str | None) -> Callable[[Run], dict]:
+    """(run) -> its error on the first pictures of a folder, "fresh" by name, at the times and with
+    the noise of the curves that every run logs."""
+    base = load_base(weights, device)
+    paths = [picture.path for picture in scan(folder, base.size).pictures[:CURVE_SIZE]]
+    latents, embeddings = encode(base, paths)  # N 2 C h w, N 2 D
+
+    def error(run: Run) -> dict[str, float]:
+        cond = to_condition(embeddings, run.mu, run.sigma)
+        batch = curve_batch(latents, cond, torch.arange(len(paths)))
+        return {"fresh": curve_loss(run, batch.to(run.base.device)).item()}
+
+    return error
+
+
+def read_log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def train_and_measure(
+    out: Path, steps: int, device: str | None, fresh: Path | None = None, **arguments: object
+) -> dict:
+    """Train for `steps`, or go on to them -> the losses there, and the most MB that it took.
+
+    fresh: pictures that the run does not see, and its error on which goes into its log."""
     with contextlib.redirect_stdout(io.StringIO()):
         how = {"resume": True, "sample_every": steps, "device": device}
+        if fresh:
+            how["watch"] = error_on(fresh, arguments.get("weights"), device)
         train(out=out, steps=steps, **how, **arguments)
-    last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
+    last = read_log(out)[-1]
     if last["step"] != steps:
         raise ValueError(
             f"{out} is at step {last['step']} and cannot be measured at {steps}: delete that folder"
@@ -217,6 +257,7 @@ class Suite:
     results: dict
     judge: Network
     weights: str  # see named_weights
+    part: str = ""  # the beginning of the names of what is wanted
 
     def piece(self, key: str, make: Callable[..., Rows], *arguments: object) -> Rows:
         """The rows of this name, from results.json or else made, and then kept there with the name
@@ -272,7 +313,7 @@ class Suite:
         """The learning rate of RATES with the lowest held-out loss after a short training."""
         losses = {}
         for lr in RATES:
-            row = self.piece(f"sweep tune={tune} lr={lr:g}", self.sweep, tune, lr)
+            row = self.piece(sweep_key(tune, lr), self.sweep, tune, lr)
             losses[lr] = row["held-out loss"]
         return min(losses, key=losses.get)
 
@@ -288,10 +329,10 @@ class Suite:
         are = "the half that was not trained on"
         return RealPictures(x[:n], others[:n], None, are)
 
-    def row(self, cell: Cell, lr: float, steps: int) -> dict:
+    def row(self, cell: Cell, steps: int) -> dict:
         """Train a cell for `steps` and measure its samples from held-out conditions."""
         out = self.run(cell, steps)
-        how = {"lr": lr, **cell}
+        how = {"lr": self.best_rate(cell["tune"]), **cell}
         trained = self.train(training_folder(self.folder, cell["data"]), out, steps, how)
         tensors = load(out / "adapter.pt", {"trained"})["trained"]
         return {
@@ -342,67 +383,106 @@ class Suite:
             run, found, self.judge, steps=self.options.steps, guidance=self.options.guidance
         )
 
-    def learners(self, lr: float) -> list[dict]:
+    def learners(self) -> list[dict]:
         """Semi-supervised learning with variations painted by a run on the unlabelled pictures."""
         folder = self.folder / "semi_supervised"
         draw_sets(folder)
-        self.train(folder / "unlabelled", folder / "run", STEPS[-1], {"seed": 0, "lr": lr})
+        how = {"seed": 0, "lr": self.best_rate("anl")}
+        self.train(folder / "unlabelled", folder / "run", STEPS[-1], how)
         run = self.load_run(folder / "run")
         guidance = self.options.guidance
         rows = compare(run, folder, guidance=guidance)
         return [{**row, "guidance": guidance} for row in rows]
 
+    def overfit(self, cell: Cell) -> dict:
+        """A long run on `n` flowers, and its errors on the way: [step, of training pictures, of
+        fresh ones], both fixed, the latter the same for all runs."""
+        name, seed = OVERFITTING_SETS[cell["n"]]
+        draw_once(self.folder / name, cell["n"], seed)
+        out = self.folder / "runs" / f"overfitting {words(cell)}".replace(" ", ",")
+        lr = self.best_rate(cell["tune"])
+        how = {"tune": cell["tune"], "seed": cell["seed"], "lr": lr}
+        how["fresh"] = self.folder / "fresh flowers"
+        trained = self.train(self.folder / name, out, OVERFITTING_STEPS, how)
+        curve = [[line["step"], line["training"], line["fresh"]] for line in read_log(out)]
+        at_step, _, least = min(curve, key=lambda point: point[2])
+        return {
+            "learning rate": lr,
+            "least held-out loss": least,
+            "at step": at_step,
+            "last held-out loss": curve[-1][2],
+            "seconds": trained["seconds"],
+            "machine": machine_name(),
+            "curve": curve,
+        }
+
     def figure(self, data: str) -> None:
-        """Draw Figure 1 of a set into the folder, where it is not there yet."""
+        """Draw Figure 1 of a set into the folder, once all its rows are there."""
         path = self.folder / f"{data}.png"
-        if not path.exists():
-            runs = {}
-            for tune in TUNES:
-                cell = {**FIRST, "data": data, "tune": tune}
-                runs[tune] = [self.run(cell, steps) for steps in STEPS]
+        cells = {tune: {**FIRST, "data": data, "tune": tune} for tune in TUNES}
+        keys = {f"{words(cell)} steps={steps}" for cell in cells.values() for steps in STEPS}
+        if keys <= self.results.keys() and not path.exists():
+            runs = {tune: [self.run(cell, n) for n in STEPS] for tune, cell in cells.items()}
             save(figure_1(runs), path)
 
-    def compare_rows(self, cell: Cell) -> None:
+    def comparisons(self, cell: Cell) -> Iterator[tuple]:
         """What a set's row of ANL is held against: itself without guidance; and controls, once for
         all seeds."""
         first = {**FIRST, "data": cell["data"]}
         if cell == {**first, "seed": cell["seed"]} and self.options.guidance != 1:
             key = f"{words(cell)} steps={STEPS[-1]} guidance=1"
-            self.piece(key, self.samples, cell, STEPS[-1], 1.0)
+            yield key, self.samples, cell, STEPS[-1], 1.0
         if cell == first:
-            self.piece(f"controls data={cell['data']}", self.controls, cell)
+            yield f"controls data={cell['data']}", self.controls, cell
 
-    def curves(self, cell: Cell) -> None:
+    def curves(self, cell: Cell) -> Iterator[tuple]:
         """The mask curve and the figures of text, of the cells whose difference they may show."""
         change = {name: value for name, value in cell.items() if FIRST.get(name) != value}
         key = "".join(f" {name}={value}" for name, value in change.items())
         if change.keys() <= {"train_mask", "uncentred", "seed"}:
             sets = ("held out",) if change else ("training", "held out")
-            self.piece(f"masks{key}", self.masks, cell, sets)
+            yield f"masks{key}", self.masks, cell, sets
         if change.keys() <= {"train_mask", "seed"}:
-            self.piece(f"text{key}", self.text, cell)
+            yield f"text{key}", self.text, cell
 
-    def all(self) -> None:
-        """Make all that results.json lacks."""
-        rates = {tune: self.best_rate(tune) for tune in TUNES}
-        last_tune = list(TUNES)[-1]
+    def pieces(self) -> Iterator[tuple]:
+        """Of every piece its name, what makes it, and from what, in the order of their making."""
+        for tune in TUNES:
+            for lr in RATES:
+                yield sweep_key(tune, lr), self.sweep, tune, lr
         for cell, checkpoints in cells():
             for steps in checkpoints:
-                key = f"{words(cell)} steps={steps}"
-                self.piece(key, self.row, cell, rates[cell["tune"]], steps)
-            self.compare_rows(cell)
-            if cell["tune"] == last_tune:  # all of this set are there
-                self.figure(cell["data"])
-            self.curves(cell)
+                yield f"{words(cell)} steps={steps}", self.row, cell, steps
+            yield from self.comparisons(cell)
+            yield from self.curves(cell)
             if "uncentred" in cell:  # what comes now repeats, or tells of other sets
-                self.piece("semi-supervised", self.learners, rates["anl"])
+                yield "semi-supervised", self.learners
+        for cell in long_runs():
+            yield f"overfitting {words(cell)}", self.overfit, cell
+
+    def wanted(self) -> list[tuple]:
+        """The pieces of the part that is wanted. ValueError: it has none."""
+        found = [piece for piece in self.pieces() if piece[0].startswith(self.part)]
+        if not found:
+            raise ValueError(f"--part {self.part!r}: no name of a row begins so")
+        return found
+
+    def all(self) -> None:
+        """Make what results.json lacks of all that is wanted, and the rates that it takes."""
+        for key, make, *arguments in self.wanted():
+            self.piece(key, make, *arguments)
+            for data in SETS:
+                self.figure(data)
 
 
-def draw_flowers(folder: Path) -> None:
-    """Draw the flowers to train on and those to measure with, where they are not there yet."""
-    for name, n, seed in (("flowers", 200, 0), ("fresh flowers", FRESH, 1)):
-        if not (folder / name / "metadata.jsonl").exists():
-            write(folder / name, n, seed=seed)
+def sweep_key(tune: str, lr: float) -> str:
+    return f"sweep tune={tune} lr={lr:g}"
+
+
+def draw_once(folder: Path, n: int, seed: int) -> None:
+    """Draw flowers, where they are not there yet."""
+    if not (folder / "metadata.jsonl").exists():
+        write(folder, n, seed=seed)
 
 
 def halve(folder: Path, name: str) -> None:
@@ -438,13 +518,15 @@ def refuse_other_setup(kept: dict, setup: dict, path: Path) -> None:
             raise ValueError(f"{path} has {name} {kept.get(name)}, not {value}: {REMEDY}")
 
 
-def suite(folder: Path, options: Options) -> dict:
+def suite(folder: Path, options: Options, part: str = "") -> dict:
     """Make all that results.json lacks -> its content. It is written after every piece.
 
-    FileNotFoundError: faces or vehicles are missing. ValueError: what is there was made with other
-    weights or flags. OSError: another process is at it, and each would overwrite the other's rows.
+    part: the beginning of the names of what is made. FileNotFoundError: faces or vehicles are
+    missing. ValueError: what is there was made with other weights or flags, or there is no such
+    part. OSError: another process is at it, and each would overwrite the other's rows.
     """
     options.check()
+    Suite(folder, options, {}, None, "", part).wanted()  # a mistake is said before anything slow
     for name in FAMILIES:
         if not (folder / name / "metadata.jsonl").exists():
             raise FileNotFoundError(
@@ -452,18 +534,19 @@ def suite(folder: Path, options: Options) -> dict:
                 f"--out {folder}"
             )
     with claim(folder):
-        return make_all(folder, options)
+        return make_all(folder, options, part)
 
 
-def make_all(folder: Path, options: Options) -> dict:
+def make_all(folder: Path, options: Options, part: str) -> dict:
     """What `suite` does once the folder is its own."""
-    draw_flowers(folder)
+    draw_once(folder / "flowers", 200, seed=0)
+    draw_once(folder / "fresh flowers", FRESH, seed=1)
     for name in FAMILIES:
         halve(folder, name)
     judge, accuracy = train_judge(folder / "judge")
     path = folder / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    pieces = Suite(folder, options, results, judge, named_weights(options))
+    pieces = Suite(folder, options, results, judge, named_weights(options), part)
     setup = {
         "machine": machine_name(),
         "samples": options.n,
@@ -485,15 +568,21 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument(
         "--report", action="store_true", help="only write results.md from results.json"
     )
+    p.add_argument(
+        "--part",
+        default="",
+        help='make only rows whose name begins so: overfitting, "sweep tune=anl", data=faces ...',
+    )
     add_options(p, Options)
     args = vars(p.parse_args(argv))
     folder = args.pop("folder")
     only_report = args.pop("report")
+    part = args.pop("part")
     with mistakes_in_one_line(p, "stopped: the same command keeps the finished rows and goes on"):
         if only_report:
             print(write_report(folder))
             return
-        suite(folder, Options(**args))
+        suite(folder, Options(**args), part)
         print(folder / "results.json")
 
 
