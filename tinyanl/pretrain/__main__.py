@@ -58,9 +58,6 @@ def parser() -> argparse.ArgumentParser:
         part.add_argument(
             "--init", type=Path, help="folder of the ldm.ckpt to start from (default: from scratch)"
         )
-    autoencoder.add_argument(
-        "--decoder-only", action="store_true", help="train the decoder of --init, keep all else"
-    )
     unet.add_argument(
         "--looks", type=int, default=32768, help="latents to train on (default %(default)s)"
     )

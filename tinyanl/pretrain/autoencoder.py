@@ -1,11 +1,13 @@
-"""Pretraining the first stage: KL-f4 (Rombach et al. 2022) without a discriminator.
+"""Pretraining the first stage: KL-f4 (Rombach et al. 2022), its latents chosen beforehand.
 
-A 4x4 patch has 48 numbers, and the latent keeps 16 of them. It starts as, and is held near, the
-best linear code of patches (PatchCode): what a network alone finds in the time that a CPU has keeps
-less of the texture that tells one kind of flower from another. The decoder can be trained further
-alone: a U-Net of these latents goes on fitting them.
+What the latents are to be is fixed before the first step: those of an earlier first stage, which a
+U-Net knows already, and beside them the linear components of 4x4 patches that it gets most wrong.
+Or, without an earlier one, the best linear code of patches. What a network finds alone, in the time
+that a CPU has, keeps less of the texture that tells one kind of flower from another. So the encoder
+only learns to compute the chosen latents, and the decoder to draw from them.
 B batch, C h w latent, S picture side.
 """
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,15 +18,16 @@ from ..autoencoder import Autoencoder
 from ..clip import CLIP
 from ..metrics import psnr
 from ..models import fingerprint, generator, pick_device
-from ..runs import save
 from ..weights import load_checkpoint
 from .art import Art, composite, read_art
-from .linear import PatchCode, fit_convolution
-from .training import SIZE, fit, fp16_state, load_frozen, save_grid, save_ldm
+from .linear import Details, PatchCode, fit_convolution
+from .training import SIZE, fit, load_frozen, save_grid, save_ldm
 
 CHANNELS = 32  # of the encoder and decoder at full resolution
-LATENT_CHANNELS = 16
-LOG_VARIANCE = -6.0  # of the posterior at the start
+LATENT_CHANNELS = 11
+DETAIL_DEVIATION = 0.6  # of each channel of details: an earlier latent's is about 1
+LOG_VARIANCE = -6.0  # of the posterior, everywhere: a deviation of 0.05
+TEXTURE_CHANNELS = 16  # of the linear code in which reconstructions are compared
 CRITIC_LAYERS = 3  # of CLIP's vision tower, whose patch tokens are compared
 
 
@@ -52,28 +55,56 @@ def reconstruction_loss(x: Tensor, y: Tensor, features: PatchFeatures, code: Pat
     return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * perceptual + 0.3 * texture
 
 
-def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Of N(mean, exp(log_variance)) from N(0, 1), the mean over all numbers. VAE, Kingma & Welling
-    2014, appendix B."""
-    return 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+class ExtendedLatents:
+    """The latents of an earlier first stage, and details beside them.
+
+    Pictures x (N 3 S S) to learn the details from; channels: of all. ValueError: fewer than the
+    earlier ones."""
+
+    def __init__(self, earlier: Autoencoder, x: Tensor, channels: int):
+        self.earlier = earlier
+        known = earlier.post_quant_conv.in_channels
+        if channels < known:
+            raise ValueError(f"{channels} channels of latents are fewer than the {known} of --init")
+        y = torch.cat([drawn(earlier, earlier.encode(part)) for part in x.split(64)])
+        self.details = Details(x, y, channels - known, DETAIL_DEVIATION)
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.earlier.to(device)
+        self.details.to(device)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Pictures (N 3 S S) -> latents (N C h w)."""
+        return torch.cat([self.earlier.encode(x).float(), self.details(x)], dim=1)
 
 
-def first_stage(init: Path | None, code: PatchCode, x: Tensor) -> Autoencoder:
-    """The autoencoder to train; its latents are about the linear code of pictures x (N 3 S S).
+def drawn(model: Autoencoder, z: Tensor) -> Tensor:
+    """What the decoder makes of latents z (N C h w) that are not quantised: (N 3 S S)."""
+    return model.decoder(model.post_quant_conv(z / model.scale_factor))
 
-    init: the folder of a first stage, of any latents, whose layers are taken over where they fit.
-    Its decoder goes on with what it is used to."""
-    model = Autoencoder(
-        CHANNELS, z_channels=LATENT_CHANNELS, embed_dim=LATENT_CHANNELS, codes=None
-    )
-    earlier = None
-    if init:
-        earlier = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
-        take_over(model, earlier)
-    start_linear(model, code, x)
-    if earlier:
-        keep_decoding(model, earlier, x)
-    return model
+
+def first_stage(
+    init: Path | None, x: Tensor
+) -> tuple[Autoencoder, Callable[[Tensor], Tensor]]:
+    """The autoencoder to train, and a function that computes what its latents are to be.
+
+    init: the folder of an earlier first stage, whose latents and layers are kept. x (N 3 S S):
+    pictures to choose the other latents from."""
+    channels = LATENT_CHANNELS
+    model = Autoencoder(CHANNELS, z_channels=channels, embed_dim=channels, codes=None)
+    if init is None:
+        goal = PatchCode(x, channels)
+        start(model, goal(x), x)
+        return model, goal
+    earlier = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+    earlier.requires_grad_(False)
+    goal = ExtendedLatents(earlier, x, channels)
+    take_over(model, earlier)
+    start(model, goal(x), x)
+    keep(model, earlier)
+    return model, goal
 
 
 @torch.no_grad()
@@ -86,15 +117,15 @@ def take_over(model: Autoencoder, earlier: Autoencoder) -> None:
 
 
 @torch.no_grad()
-def start_linear(model: Autoencoder, code: PatchCode, x: Tensor) -> None:
-    """Fit the encoder's last convolution so that the mean is the code of x (N 3 S S), and make the
-    convolutions around the latent the identity."""
+def start(model: Autoencoder, z: Tensor, x: Tensor) -> None:
+    """Fit the encoder's last convolution so that the mean of pictures x (N 3 S S) is near z
+    (N C h w), set the variance, and make the convolutions around the latent the identity."""
+    channels = z.shape[1]
     encoder = model.encoder
-    channels = LATENT_CHANNELS
-    h = encoder.mid(encoder.down(encoder.conv_in(x)))
+    h = torch.cat([encoder.mid(encoder.down(encoder.conv_in(part))) for part in x.split(64)])
     h = F.silu(encoder.norm_out(h))
     mean = nn.Conv2d(h.shape[1], channels, 3, padding=1)
-    fit_convolution(mean, h, code(x))
+    fit_convolution(mean, h, z)
     encoder.conv_out.weight[:channels] = mean.weight
     encoder.conv_out.bias[:channels] = mean.bias
     encoder.conv_out.weight[channels:] = 0
@@ -105,43 +136,24 @@ def start_linear(model: Autoencoder, code: PatchCode, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def keep_decoding(model: Autoencoder, earlier: Autoencoder, x: Tensor) -> None:
-    """Fit the decoder's first convolution so that it gives what the earlier one gave.
+def keep(model: Autoencoder, earlier: Autoencoder) -> None:
+    """Make the first channels those of the earlier first stage, and the decoder what it was where
+    the details are 0.
 
-    Its fresh weights stay below the fitted ones: channels that start at zero would be learned late.
-    """
-    conv = model.decoder.conv_in
-    fresh = conv.weight.clone()
-    expected = earlier.decoder.conv_in(earlier.post_quant_conv(earlier.encode(x)))
-    fit_convolution(conv, model.encode(x), expected)
-    conv.weight.add_(0.3 * fresh)
-
-
-def frozen_encoder(init: Path) -> Autoencoder:
-    """The first stage of the folder `init`, only the decoder of which trains. ValueError: it is of
-    another kind than those that are trained here."""
-    path = init / "ldm.ckpt"
-    model = Autoencoder.from_checkpoint(load_checkpoint(path))
-    remedy = "without --decoder-only, a whole first stage is trained from it"
-    if model.quantize is not None:
-        codes = model.quantize.embedding.num_embeddings
-        raise ValueError(f"{path} is a VQ of {codes} codes, --decoder-only takes a KL: {remedy}")
-    channels = model.post_quant_conv.in_channels
-    if channels != LATENT_CHANNELS:
-        raise ValueError(
-            f"{path} has latents of {channels} channels, --decoder-only takes {LATENT_CHANNELS}: "
-            f"{remedy}"
-        )
-    model.encoder.requires_grad_(False)
-    model.quant_conv.requires_grad_(False)
-    return model
-
-
-def unit_scale(model: Autoencoder, x: Tensor) -> float:
-    """What the latents of x (N 3 S S) must be multiplied by to have a deviation of 1 over all
-    channels: the scale_factor of released KL models. A number that fp16 holds."""
-    z = torch.cat([model.encode(part) for part in x.split(64)])
-    return (1 / z.std()).half().item()
+    The weights of details start small, not at zero: such channels would be learned late."""
+    known = earlier.post_quant_conv.in_channels
+    old = earlier.encoder.conv_out
+    mix = earlier.quant_conv.weight[:known, :, 0, 0] * earlier.scale_factor
+    new = model.encoder.conv_out
+    new.weight[:known] = torch.einsum("ab,bcij->acij", mix, old.weight)
+    new.bias[:known] = mix @ old.bias + earlier.quant_conv.bias[:known] * earlier.scale_factor
+    back = earlier.post_quant_conv
+    model.post_quant_conv.weight[:known, :known] = back.weight / earlier.scale_factor
+    model.post_quant_conv.bias[:known] = back.bias
+    first = model.decoder.conv_in
+    first.weight.mul_(0.3)
+    first.weight[:, :known] = earlier.decoder.conv_in.weight
+    first.bias.copy_(earlier.decoder.conv_in.bias)
 
 
 def show_reconstructions(model: Autoencoder, x: Tensor, path: Path) -> float:
@@ -158,39 +170,36 @@ def train_autoencoder(
     batch: int,
     seed: int,
     init: Path | None,
-    decoder_only: bool,
     fast: bool,
 ) -> dict[str, float]:
     """Train the first stage, with the CLIP of the folder `out` as its critic.
 
-    decoder_only: train the decoder of `init` further; all else in its file is kept. ValueError: no
-    `init`, or a first stage of another kind in it."""
-    if decoder_only and init is None:
-        raise ValueError("--decoder-only goes on with a decoder: name its folder as --init")
+    Encoder and decoder learn beside each other: no gradient goes from one to the other."""
     art, held_out = read_art(data).split()
     clip = load_frozen(CLIP, out / "clip.pt")
     critic = fingerprint(clip)  # of all of it, before it is cut
     features = PatchFeatures(clip, CRITIC_LAYERS)
     torch.manual_seed(seed)
     pictures, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
-    code = PatchCode(pictures, LATENT_CHANNELS)
-    model = frozen_encoder(init) if decoder_only else first_stage(init, code, pictures)
+    model, goal = first_stage(init, pictures)
+    deviation = goal(pictures).std((0, 2, 3))[:, None, None].to(pick_device())  # C 1 1
+    code = PatchCode(pictures, TEXTURE_CHANNELS)
+    goal.to(pick_device())
     code.to(pick_device())
     side = SIZE // model.factor
 
     def draw_batch(g: torch.Generator) -> tuple[Tensor, ...]:
         x, _, _ = composite(art, batch, SIZE, g)
-        return x, torch.randn(batch, LATENT_CHANNELS, side, side, generator=g)
+        noise = torch.randn(batch, LATENT_CHANNELS, side, side, generator=g)
+        return x, goal(x.to(pick_device())), noise
 
-    def loss_of(model: Autoencoder, x: Tensor, noise: Tensor) -> Tensor:
+    def loss_of(model: Autoencoder, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         moments = model.quant_conv(model.encoder(x)).float()
         mean, log_variance = moments.chunk(2, dim=1)  # each B C h w
-        log_variance = log_variance.clamp(-20, 4)
+        distance = ((mean - z) / deviation).square().mean()
         z = mean + (log_variance / 2).exp() * noise
-        y = model.decoder(model.post_quant_conv(z)).float()
-        nearness = code.distance(mean, code(x))
-        kl = kl_divergence(mean, log_variance)
-        return reconstruction_loss(x, y, features, code) + 0.3 * nearness + 1e-4 * kl
+        y = model.decoder(model.post_quant_conv(z.detach())).float()
+        return distance + reconstruction_loss(x, y, features, code)
 
     config = {
         "steps": steps,
@@ -198,16 +207,11 @@ def train_autoencoder(
         "batch": batch,
         "critic": critic,
         "init": str(init),
-        "decoder_only": decoder_only,
         "data": str(data),
     }
     model = fit(model, draw_batch, loss_of, out / "training/autoencoder.pt", config, fast).cpu()
-    if decoder_only:
-        state = load_checkpoint(init / "ldm.ckpt") | fp16_state(model, "first_stage_model.")
-        save({"state_dict": state}, out / "ldm.ckpt")
-    else:  # alone in its file: a U-Net that was there knew other latents
-        model.scale_factor = unit_scale(model, pictures)
-        save_ldm(out / "ldm.ckpt", {"first_stage_model": model})
+    # alone in its file: a U-Net that was there knew other latents
+    save_ldm(out / "ldm.ckpt", {"first_stage_model": model})
     return measure(model, held_out, out / "training", generator(seed, steps))
 
 

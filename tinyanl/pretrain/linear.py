@@ -1,10 +1,21 @@
-"""What is linear in a first stage: the principal components of patches, and least squares, which
-lets a new convolution take the place of another one from the first step on."""
+"""What is linear in a first stage: the principal components of patches, the components that an
+earlier first stage gets wrong, and least squares, which lets a new convolution know from the first
+step on what another one knew."""
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 RIDGE = 1e-3  # of the mean variance of a feature
+
+
+def patches(x: Tensor, side: int = 4) -> Tensor:
+    """(N 3 S S) -> (N h*w 3*f*f)."""
+    return F.unfold(x, side, stride=side).transpose(1, 2)
+
+
+def principal(covariance: Tensor) -> Tensor:
+    """The eigenvectors of a covariance (D D), as columns with descending variances."""
+    return torch.linalg.eigh(covariance).eigenvectors.flip(1)
 
 
 class PatchCode:
@@ -16,11 +27,10 @@ class PatchCode:
     def __init__(self, x: Tensor, channels: int, side: int = 4):
         """x (N 3 S S): pictures to learn from."""
         self.side = side
-        patches = self.patches(x).flatten(0, 1)  # N*h*w 3*f*f
-        self.mean = patches.mean(0)
-        _, components = torch.linalg.eigh(torch.cov(patches.T))  # with ascending variances
-        components = components.flip(1)[:, :channels]  # 3*f*f C
-        code = (patches - self.mean) @ components
+        flat = patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
+        self.mean = flat.mean(0)
+        components = principal(torch.cov(flat.T))[:, :channels]  # 3*f*f C
+        code = (flat - self.mean) @ components
         scale = code.square().mean().rsqrt()
         self.components = components * scale
         self.deviation = (code * scale).std(0)[:, None, None]  # C 1 1
@@ -31,14 +41,10 @@ class PatchCode:
         self.components = self.components.to(device)
         self.deviation = self.deviation.to(device)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """(N 3 S S) -> (N h*w 3*f*f)."""
-        return F.unfold(x, self.side, stride=self.side).transpose(1, 2)
-
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (N 3 S S) -> their code (N C h w)."""
         with torch.autocast(x.device.type, enabled=False):  # bf16 has no digits for faint channels
-            code = (self.patches(x.float()) - self.mean) @ self.components  # N h*w C
+            code = (patches(x.float(), self.side) - self.mean) @ self.components  # N h*w C
         height = x.shape[2] // self.side
         return code.transpose(1, 2).unflatten(2, (height, -1))
 
@@ -46,6 +52,25 @@ class PatchCode:
         """Mean squared distance of two codes (N C h w), each channel in units of its deviation: the
         faint channels, which tell a texture, count as much as the first, which tells the colour."""
         return ((one - other) / self.deviation).square().mean()
+
+
+class Details(PatchCode):
+    """The C linear components of patches that are most in error where pictures x (N 3 S S) were
+    reconstructed as y (N 3 S S).
+
+    The first three components of all, which are about a patch's mean colour, are left out: there
+    the error is a small part of what the component says. All have the same deviation."""
+
+    def __init__(self, x: Tensor, y: Tensor, channels: int, deviation: float, side: int = 4):
+        self.side = side
+        flat = patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
+        self.mean = flat.mean(0)
+        fine = principal(torch.cov(flat.T))[:, 3:]
+        error = patches(x - y, side).flatten(0, 1) @ fine
+        components = fine @ principal(error.T @ error)[:, :channels]  # 3*f*f C
+        code = (flat - self.mean) @ components
+        self.components = components * (deviation / code.std(0))
+        self.deviation = torch.full((channels, 1, 1), deviation)
 
 
 @torch.no_grad()

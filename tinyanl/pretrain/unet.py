@@ -92,8 +92,9 @@ def fresh_model(channels: int, classes: int) -> ClassConditionalUNet:
 def start_from(
     init: Path, classes: int, first_stage: Autoencoder, x: Tensor
 ) -> ClassConditionalUNet:
-    """The U-Net of the folder `init`, with its table of classes if that has as many rows, made to
-    fit the first stage's latents of pictures x (N 3 S S)."""
+    """The U-Net of the folder `init`, with its table of classes if that has as many rows.
+
+    x (N 3 S S): pictures, from whose latents it learns of channels that are new to it."""
     state = load_checkpoint(init / "ldm.ckpt")
     embedding = nn.Embedding(classes + 1, CLASS_WIDTH)
     earlier = state.get(CLASSES)
@@ -101,33 +102,41 @@ def start_from(
         embedding.weight.data.copy_(earlier)
     model = ClassConditionalUNet(embedding, UNet.from_checkpoint(state))
     if model.unet.in_channels != first_stage.post_quant_conv.in_channels:
-        change_latents(model, Autoencoder.from_checkpoint(state), first_stage, x)
+        add_channels(model, torch.cat([first_stage.encode(part) for part in x.split(64)]))
     return model
 
 
 @torch.no_grad()
-def change_latents(
-    model: ClassConditionalUNet, earlier: Autoencoder, first_stage: Autoencoder, x: Tensor
-) -> None:
-    """Give the U-Net, which knows the latents of an earlier first stage, a first and a last
-    convolution for those of this one, fitted on pictures x (N 3 S S).
+def add_channels(model: ClassConditionalUNet, z0: Tensor) -> None:
+    """Let the U-Net, whose latents are the first channels of z0 (N C h w), denoise all of them.
 
-    The first gives what the earlier one gave, at little noise; the last gives the noise."""
+    What it says about those that it knows stays nearly the same: the weights of the others start
+    small, not at zero, and the noise in the others is fitted. ValueError: it knows more channels
+    than z0 has."""
     unet = model.unet
-    z0 = first_stage.encode(x)  # N C h w
+    known = unet.in_channels
+    channels = z0.shape[1]
+    if channels < known:
+        raise ValueError(f"the U-Net of --init denoises {known} channels, the first stage has only "
+                         f"{channels}")
     old = unet.input_blocks[0][0]
-    first = nn.Conv2d(z0.shape[1], old.out_channels, 3, padding=1)
-    fit_convolution(first, z0 + 0.3 * torch.randn_like(z0), old(earlier.encode(x)))
+    first = nn.Conv2d(channels, old.out_channels, 3, padding=1)
+    first.weight.mul_(0.3)
+    first.weight[:, :known] = old.weight
+    first.bias.copy_(old.bias)
     unet.input_blocks[0][0] = first
-    unet.in_channels = z0.shape[1]
+    unet.in_channels = channels
 
-    last = nn.Conv2d(unet.out[-1].in_channels, z0.shape[1], 3, padding=1)
+    old = unet.out[-1]
     unet.out[-1] = nn.Identity()  # so that the U-Net gives what its last convolution takes
     t = torch.randint(len(ALPHA_BAR), (len(z0),))
     eps = torch.randn_like(z0)
     no_class = torch.full_like(t, model.classes.num_embeddings - 1)
     hidden = model(add_noise(z0, t, eps, ALPHA_BAR), t, no_class)
+    last = nn.Conv2d(old.in_channels, channels, 3, padding=1)
     fit_convolution(last, hidden, eps)
+    last.weight[:known] = old.weight
+    last.bias[:known] = old.bias
     unet.out[-1] = last
 
 
