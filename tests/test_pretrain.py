@@ -77,16 +77,16 @@ def narrow():
 
 
 def train_clip(data, out, steps=STEPS, seed=0, fast=False):
-    return clip.train_clip(data, out, steps, batch=12, seed=seed, fast=fast)
+    return clip.train_clip(data, out, steps, batch=12, lr=1e-3, seed=seed, fast=fast)
 
 
 def train_autoencoder(data, out, steps=STEPS, seed=0, init=None, fast=False):
-    how = {"batch": 2, "seed": seed, "init": init, "fast": fast}
+    how = {"batch": 2, "lr": 1e-3, "seed": seed, "init": init, "fast": fast}
     return autoencoder.train_autoencoder(data, out, steps, **how)
 
 
 def train_unet(data, out, steps=STEPS, seed=0, init=None, fast=False):
-    how = {"batch": 4, "seed": seed, "looks": 16, "init": init, "fast": fast}
+    how = {"batch": 4, "lr": 1e-3, "seed": seed, "looks": 16, "init": init, "fast": fast}
     return unet.train_unet(data[:1], out, steps, **how)
 
 
@@ -251,6 +251,9 @@ def test_a_first_stage_goes_on_from_an_earlier_one(scale, shapes, copy, monkeypa
         assert (model.decode(z) - found).abs().max() > 1e-3
     monkeypatch.setattr(autoencoder, "LATENT_CHANNELS", 4)
     with pytest.raises(ValueError, match="4 channels of latents are fewer than the 5"):
+        autoencoder.first_stage(copy, x)
+    monkeypatch.setattr(autoencoder, "CHANNELS", 16)
+    with pytest.raises(ValueError, match="a first stage of 8 channels, not the 16"):
         autoencoder.first_stage(copy, x)
 
 
@@ -571,7 +574,15 @@ def test_bad_arguments_end_with_2(argv, capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "number, value", [("--batch", 0), ("--steps", 0), ("--looks", 1), ("--seed", -1)]
+    "number, value",
+    [
+        ("--batch", 0),
+        ("--steps", 0),
+        ("--looks", 1),
+        ("--seed", -1),
+        ("--lr", 0.0),
+        ("--lr", "nan"),
+    ],
 )
 def test_a_number_that_cannot_be_is_named_before_anything_is_looked_for(
     number, value, capsys, tmp_path, monkeypatch

@@ -13,6 +13,7 @@ stopped. OUT/training shows what each part can do. All randomness comes from the
 number of the step.
 """
 import argparse
+import math
 from pathlib import Path
 
 from ..models import check_seed
@@ -52,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
             "--batch", type=int, default=batch, help="pictures a step (default %(default)s)"
         )
         part.add_argument(
+            "--lr", type=float, default=1e-3, help="highest learning rate (default %(default)s)"
+        )
+        part.add_argument(
             "--fast", action="store_true", help="bf16 autocast and torch.compile"
         )
     for part in (autoencoder, unet):
@@ -70,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, least in (("steps", 1), ("batch", 1), ("looks", 2)):
         if args.get(name, least) < least:
             p.error(f"--{name} {args[name]} must be at least {least}")
+    if not 0 < args.get("lr", 1) < math.inf:
+        p.error(f"--lr {args['lr']} must be positive and finite")
     del args["part"]
     work = args.pop("work")
     with mistakes_in_one_line(p, "stopped: the same command goes on from what was saved"):

@@ -91,7 +91,7 @@ def first_stage(
     """The autoencoder to train, and a function that computes what its latents are to be.
 
     init: the folder of an earlier first stage, whose latents and layers are kept. x (N 3 S S):
-    pictures to choose the other latents from."""
+    pictures to choose the other latents from. ValueError: that one is wider or narrower."""
     channels = LATENT_CHANNELS
     model = Autoencoder(CHANNELS, z_channels=channels, embed_dim=channels, codes=None)
     if init is None:
@@ -99,6 +99,10 @@ def first_stage(
         start(model, goal(x), x)
         return model, goal
     earlier = Autoencoder.from_checkpoint(load_checkpoint(init / "ldm.ckpt"))
+    width = earlier.encoder.conv_in.out_channels
+    if width != CHANNELS:
+        raise ValueError(f"{init / 'ldm.ckpt'} has a first stage of {width} channels, not the "
+                         f"{CHANNELS} of the one to train: leave --init out")
     earlier.requires_grad_(False)
     goal = ExtendedLatents(earlier, x, channels)
     take_over(model, earlier)
@@ -168,6 +172,7 @@ def train_autoencoder(
     out: Path,
     steps: int,
     batch: int,
+    lr: float,
     seed: int,
     init: Path | None,
     fast: bool,
@@ -205,6 +210,7 @@ def train_autoencoder(
         "steps": steps,
         "seed": seed,
         "batch": batch,
+        "lr": lr,
         "critic": critic,
         "init": str(init),
         "data": str(data),

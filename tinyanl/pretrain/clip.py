@@ -79,7 +79,7 @@ def show_nearest(
 
 
 def train_clip(
-    data: list[Path], out: Path, steps: int, batch: int, seed: int, fast: bool
+    data: list[Path], out: Path, steps: int, batch: int, lr: float, seed: int, fast: bool
 ) -> dict[str, float]:
     """Train CLIP with its contrastive loss, less the pairs that are true by chance."""
     art, held_out = read_art(data).split()
@@ -96,7 +96,7 @@ def train_clip(
     torch.manual_seed(seed)
     vocabulary = tokenizer.vocab_size
     model = CLIP(resolution=SIZE, context_length=CONTEXT, vocab_size=vocabulary, **SIZES)
-    config = {"steps": steps, "seed": seed, "batch": batch, "data": str(data)}
+    config = {"steps": steps, "seed": seed, "batch": batch, "lr": lr, "data": str(data)}
     model = fit(model, draw_batch, contrastive_loss, out / "training/clip.pt", config, fast).cpu()
     save(fp16_state(model), out / "clip.pt")
 

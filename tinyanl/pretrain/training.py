@@ -13,7 +13,6 @@ from ..runs import load, save
 from ..weights import load_checkpoint
 
 SIZE = 64  # pixels, side of every picture
-LEARNING_RATE = 1e-3
 WARM_UP = 0.11  # share of the steps in which the learning rate rises
 SAVE_EVERY = 500  # steps
 
@@ -49,15 +48,16 @@ def fit(
 ) -> nn.Module:
     """Minimise loss_of(model, *draw_batch(generator)) by AdamW, in one cycle of the learning rate.
 
-    config: "steps", "seed" and what else decides the result. A call that was stopped goes on from
-    the state in `path`, to the same result. fast: in bf16, compiled. Returns the averaged model
-    with values that fp16 holds. ValueError: `path` has the state of other settings."""
+    config: "steps", "seed", "lr", which is the highest learning rate, and what else decides the
+    result. A call that was stopped goes on from the state in `path`, to the same result. fast: in
+    bf16, compiled. Returns the averaged model with values that fp16 holds. ValueError: `path` has
+    the state of other settings."""
     device = pick_device()
     model = model.to(device)
     average = AveragedModel(model, avg_fn=recent_average)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, config["steps"], pct_start=WARM_UP, cycle_momentum=False
+        optimizer, config["lr"], config["steps"], pct_start=WARM_UP, cycle_momentum=False
     )
     parts = {"model": model, "ema": average, "optimizer": optimizer, "cycle": cycle}
     start = restore(path, config, parts)
