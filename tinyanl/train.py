@@ -11,7 +11,7 @@ embedding) pairs from memory and minimises |eps - eps_hat(z_t, t, cond)|^2, DDPM
 min-SNR-5 weights (Hang et al. 2023) and a learning rate that falls to 0 by a half cosine. Half of
 the conditions are partly masked (--train-mask): our addition, the paper masks at sampling only.
 Masked sampling then gains diversity for a smaller loss of fidelity, but pictures follow prompts
-less well (tutorials/08_masks.ipynb). With torchrun each process takes a part of every batch.
+less well (tutorials/09_masks.ipynb). With torchrun each process takes a part of every batch.
 B batch, R rows of a grid, S picture side, D CLIP embedding width.
 """
 import contextlib
