@@ -8,7 +8,7 @@ from torch import Tensor, nn
 RIDGE = 1e-3  # of the mean variance of a feature
 
 
-def patches(x: Tensor, side: int = 4) -> Tensor:
+def to_patches(x: Tensor, side: int = 4) -> Tensor:
     """(N 3 S S) -> (N h*w 3*f*f)."""
     return F.unfold(x, side, stride=side).transpose(1, 2)
 
@@ -27,7 +27,7 @@ class PatchCode:
     def __init__(self, x: Tensor, channels: int, side: int = 4):
         """x (N 3 S S): pictures to learn from."""
         self.side = side
-        flat = patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
+        flat = to_patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
         self.mean = flat.mean(0)
         components = principal(torch.cov(flat.T))[:, :channels]  # 3*f*f C
         code = (flat - self.mean) @ components
@@ -44,7 +44,7 @@ class PatchCode:
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (N 3 S S) -> their code (N C h w)."""
         with torch.autocast(x.device.type, enabled=False):  # bf16 has no digits for faint channels
-            code = (patches(x.float(), self.side) - self.mean) @ self.components  # N h*w C
+            code = (to_patches(x.float(), self.side) - self.mean) @ self.components  # N h*w C
         height = x.shape[2] // self.side
         return code.transpose(1, 2).unflatten(2, (height, -1))
 
@@ -63,10 +63,10 @@ class Details(PatchCode):
 
     def __init__(self, x: Tensor, y: Tensor, channels: int, deviation: float, side: int = 4):
         self.side = side
-        flat = patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
+        flat = to_patches(x, side).flatten(0, 1)  # N*h*w 3*f*f
         self.mean = flat.mean(0)
         fine = principal(torch.cov(flat.T))[:, 3:]
-        error = patches(x - y, side).flatten(0, 1) @ fine
+        error = to_patches(x - y, side).flatten(0, 1) @ fine
         components = fine @ principal(error.T @ error)[:, :channels]  # 3*f*f C
         code = (flat - self.mean) @ components
         self.components = components * (deviation / code.std(0))
