@@ -20,7 +20,7 @@ from ..metrics import psnr
 from ..models import fingerprint, generator, pick_device
 from ..weights import load_checkpoint
 from .art import Art, composite, read_art
-from .linear import Details, PatchCode, fit_convolution
+from .linear import Details, PatchCode, fit_convolution, keep_inputs
 from .training import SIZE, fit, load_frozen, save_grid, save_ldm
 
 CHANNELS = 32  # of the encoder and decoder at full resolution
@@ -142,9 +142,7 @@ def start(model: Autoencoder, z: Tensor, x: Tensor) -> None:
 @torch.no_grad()
 def keep(model: Autoencoder, earlier: Autoencoder) -> None:
     """Make the first channels those of the earlier first stage, and the decoder what it was where
-    the details are 0.
-
-    The weights of details start small, not at zero: such channels would be learned late."""
+    the details are 0."""
     known = earlier.post_quant_conv.in_channels
     old = earlier.encoder.conv_out
     mix = earlier.quant_conv.weight[:known, :, 0, 0] * earlier.scale_factor
@@ -154,10 +152,7 @@ def keep(model: Autoencoder, earlier: Autoencoder) -> None:
     back = earlier.post_quant_conv
     model.post_quant_conv.weight[:known, :known] = back.weight / earlier.scale_factor
     model.post_quant_conv.bias[:known] = back.bias
-    first = model.decoder.conv_in
-    first.weight.mul_(0.3)
-    first.weight[:, :known] = earlier.decoder.conv_in.weight
-    first.bias.copy_(earlier.decoder.conv_in.bias)
+    keep_inputs(model.decoder.conv_in, earlier.decoder.conv_in)
 
 
 def show_reconstructions(model: Autoencoder, x: Tensor, path: Path) -> float:

@@ -74,6 +74,16 @@ class Details(PatchCode):
 
 
 @torch.no_grad()
+def keep_inputs(conv: nn.Conv2d, old: nn.Conv2d) -> None:
+    """Let a fresh convolution give what an old one gave of the first channels.
+
+    The weights of the other channels stay small, not at zero: such would be learned late."""
+    conv.weight.mul_(0.3)
+    conv.weight[:, : old.in_channels] = old.weight
+    conv.bias.copy_(old.bias)
+
+
+@torch.no_grad()
 def fit_convolution(conv: nn.Conv2d, x: Tensor, y: Tensor) -> None:
     """Set weight and bias of a convolution of stride 1 so that conv(x) is nearest to y, by ridge
     regression over all positions. x (N C H W), y (N D H W)."""

@@ -20,7 +20,7 @@ from ..unet import UNet
 from ..weights import load_checkpoint
 from .art import Art, composite, read_art
 from .families import FAMILIES
-from .linear import fit_convolution
+from .linear import fit_convolution, keep_inputs
 from .training import SIZE, fit, load_frozen, save_grid, save_ldm
 
 ALPHA_BAR = ldm_alpha_bar()
@@ -110,9 +110,8 @@ def start_from(
 def add_channels(model: ClassConditionalUNet, z0: Tensor) -> None:
     """Let the U-Net, whose latents are the first channels of z0 (N C h w), denoise all of them.
 
-    What it says about those that it knows stays nearly the same: the weights of the others start
-    small, not at zero, and the noise in the others is fitted. ValueError: it knows more channels
-    than z0 has."""
+    What it says about those that it knows stays nearly the same, and the noise in the others is
+    fitted. ValueError: it knows more channels than z0 has."""
     unet = model.unet
     known = unet.in_channels
     channels = z0.shape[1]
@@ -121,9 +120,7 @@ def add_channels(model: ClassConditionalUNet, z0: Tensor) -> None:
                          f"{channels}")
     old = unet.input_blocks[0][0]
     first = nn.Conv2d(channels, old.out_channels, 3, padding=1)
-    first.weight.mul_(0.3)
-    first.weight[:, :known] = old.weight
-    first.bias.copy_(old.bias)
+    keep_inputs(first, old)
     unet.input_blocks[0][0] = first
     unet.in_channels = channels
 
