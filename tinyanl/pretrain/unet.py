@@ -89,20 +89,18 @@ def fresh_model(channels: int, classes: int) -> ClassConditionalUNet:
     return ClassConditionalUNet(nn.Embedding(classes + 1, CLASS_WIDTH), unet)
 
 
-def start_from(
-    init: Path, classes: int, first_stage: Autoencoder, x: Tensor
-) -> ClassConditionalUNet:
+def start_from(init: Path, classes: int, z0: Tensor) -> ClassConditionalUNet:
     """The U-Net of the folder `init`, with its table of classes if that has as many rows.
 
-    x (N 3 S S): pictures, from whose latents it learns of channels that are new to it."""
+    z0 (N C h w): latents to denoise, which may have channels that are new to it."""
     state = load_checkpoint(init / "ldm.ckpt")
     embedding = nn.Embedding(classes + 1, CLASS_WIDTH)
     earlier = state.get(CLASSES)
     if earlier is not None and earlier.shape == embedding.weight.shape:
         embedding.weight.data.copy_(earlier)
     model = ClassConditionalUNet(embedding, UNet.from_checkpoint(state))
-    if model.unet.in_channels != first_stage.post_quant_conv.in_channels:
-        add_channels(model, torch.cat([first_stage.encode(part) for part in x.split(64)]))
+    if model.unet.in_channels != z0.shape[1]:
+        add_channels(model, z0)
     return model
 
 
@@ -252,9 +250,7 @@ def train_unet(
 
     torch.manual_seed(seed)
     if init:
-        x, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
-        model = start_from(init, len(names), first_stage.cpu(), x)
-        first_stage.to(pick_device())
+        model = start_from(init, len(names), latents[:256])
     else:
         model = fresh_model(latents.shape[1], len(names))
     config = {
