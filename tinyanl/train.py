@@ -298,14 +298,13 @@ def gather_options(options: Options | str | Path | None, flags: dict[str, object
 
 def train(options: Options | str | Path | None = None, *,
           watch: Callable[[Run], dict[str, float]] | None = None, **flags: object) -> Path:
-    """Train, and return the run folder: config.json, adapter.pt (what was trained, averaged: for
-    sampling), state.pt (for resuming), log.jsonl, samples/, filmstrip.png and index.html, which
-    shows them.
+    """Train -> the run folder: config.json, adapter.pt (what was trained, averaged: for sampling),
+    state.pt (for resuming), log.jsonl, samples/, filmstrip.png and index.html, which shows them.
 
-    train(Options(data="flowers")) and train(data="flowers") are the same. watch: what it measures
-    of the averaged model goes into the log, too. Raises ValueError or OSError, in one sentence that
-    says what to mend, before anything slow starts where it can, and KeyboardInterrupt after a
-    signal to stop, when it has saved."""
+    train(Options(data="flowers")) and train(data="flowers") are the same. watch: what it says of
+    the averaged model is logged, too. Raises ValueError or OSError, in one sentence that says what
+    to mend, before anything slow where it can, and KeyboardInterrupt after a signal to stop, when
+    it has saved."""
     options = gather_options(options, flags)
     rank, world = join_processes()
     options.check_surroundings(world)
