@@ -21,9 +21,11 @@ from tinyanl.evaluate import (
     reconstruct,
     text_figures,
 )
+from tinyanl.experiments import judge as judge_module
 from tinyanl.experiments.judge import CLASSES, Judge, class_of, judged, pictures, right_answers
 from tinyanl.metrics import frechet_distance, inception_score
 from tinyanl.models import EMBEDDED, generator, load_run
+from tinyanl.runs import save
 from tinyanl.sample import GUIDANCE, sample
 from tinyanl.table import table
 
@@ -67,6 +69,30 @@ def test_captions_of_flowers_have_classes_and_others_none(real):
     assert None not in found and len(found) > 25
     assert CLASSES[class_of("a red rosette on a stem in a meadow")] == "red rosette"
     assert class_of("a red rosettes") is class_of(None) is class_of("a car") is None
+
+
+def test_a_judge_learns_from_sharp_and_from_soft_pictures():
+    """Of white noise a blur takes nearly all of the variance, a faint one nearly nothing."""
+    seen = []
+
+    class Witness(torch.nn.Linear):
+        def forward(self, view):
+            seen.append(view.var((1, 2, 3)))
+            return view, super().forward(view[:, 0, 0])
+
+    x = torch.randint(256, (64, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    judge_module.fit(Witness(64, 43), x.byte(), torch.zeros(64, dtype=torch.int64), steps=4)
+    kept = torch.cat(seen) / (x / 127.5 - 1).var()
+    assert kept.max() > 0.9 and kept.min() < 0.2 and len(kept) == 4 * 128
+
+
+def test_a_judge_that_never_met_a_blur_is_not_kept(judge, tmp_path):
+    (tmp_path / "flowers").mkdir()
+    (tmp_path / "flowers/metadata.jsonl").touch()
+    old = {"config": {"n": 300}, "judge": judge.state_dict(), "accuracy": 0.9}
+    save(old, tmp_path / "judge.pt")
+    with pytest.raises(ValueError, match=r"judge\.pt.*lacks blur.*train again"):
+        judge_module.train_judge(tmp_path, n=300)
 
 
 @pytest.mark.filterwarnings("ignore:.*samples of 128 features")
