@@ -59,7 +59,7 @@ SWEPT = "by a sweep on drawn flowers: tutorials/results.json"  # 250 steps, lowe
 LEARNING_RATES = {"anl": 3e-3, "attention": 1e-3, "all": 3e-4, "scratch": 1e-3, "deep": 1e-3,
                   "shallow": 1e-3, "uncond": 1e-3}
 RELEASED_LEARNING_RATE = 1e-4
-UNMEASURED = "base_learning_rate of LDM's cin256-v2; for weights as small as emoji64 give --lr 3e-3"
+UNMEASURED = "base_learning_rate of LDM's cin256-v2; no rate was measured here"
 WEIGHT_DECAY = 0.01  # torch's default for AdamW; none was compared here
 EMA_DECAY = 0.995  # of the weights that are saved and sampled; at first (1 + step) / (10 + step)
 ROWS = 8  # held-out pictures that are shown: columns of a grid, rows of the filmstrip
@@ -141,7 +141,8 @@ class Options:
         if self.lr is not None:
             return self.lr, "given"
         if self.weights is not None:
-            return RELEASED_LEARNING_RATE, UNMEASURED
+            small = f"for weights as small as emoji64 give --lr {LEARNING_RATES[self.tune]:g}"
+            return RELEASED_LEARNING_RATE, f"{UNMEASURED}; {small}"
         return LEARNING_RATES[self.tune], SWEPT
 
     def config(self) -> dict:
