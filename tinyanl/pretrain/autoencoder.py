@@ -7,7 +7,6 @@ that a CPU has, keeps less of the texture that tells one kind of flower from ano
 only learns to compute the chosen latents, and the decoder to draw from them.
 B batch, C h w latent, S picture side.
 """
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -55,29 +54,31 @@ def reconstruction_loss(x: Tensor, y: Tensor, features: PatchFeatures, code: Pat
     return F.l1_loss(y, x) + 4 * F.mse_loss(y, x) + 0.1 * perceptual + 0.3 * texture
 
 
-class ExtendedLatents:
+class ExtendedLatents(Details):
     """The latents of an earlier first stage, and details beside them.
 
     Pictures x (N 3 S S) to learn the details from; channels: of all. ValueError: fewer than the
     earlier ones."""
 
     def __init__(self, earlier: Autoencoder, x: Tensor, channels: int):
-        self.earlier = earlier
         known = earlier.post_quant_conv.in_channels
         if channels < known:
             raise ValueError(f"{channels} channels of latents are fewer than the {known} of --init")
-        y = torch.cat([drawn(earlier, earlier.encode(part)) for part in x.split(64)])
-        self.details = Details(x, y, channels - known, DETAIL_DEVIATION)
+        z = torch.cat([earlier.encode(part) for part in x.split(64)])  # N C h w
+        y = torch.cat([drawn(earlier, part) for part in z.split(64)])
+        super().__init__(x, y, channels - known, DETAIL_DEVIATION)
+        self.deviation = torch.cat([z.std((0, 2, 3))[:, None, None], self.deviation])
+        self.earlier = earlier
 
     def to(self, device: torch.device) -> None:
         """Move to a device."""
+        super().to(device)
         self.earlier.to(device)
-        self.details.to(device)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Pictures (N 3 S S) -> latents (N C h w)."""
-        return torch.cat([self.earlier.encode(x).float(), self.details(x)], dim=1)
+        return torch.cat([self.earlier.encode(x).float(), super().__call__(x)], dim=1)
 
 
 def drawn(model: Autoencoder, z: Tensor) -> Tensor:
@@ -85,10 +86,8 @@ def drawn(model: Autoencoder, z: Tensor) -> Tensor:
     return model.decoder(model.post_quant_conv(z / model.scale_factor))
 
 
-def first_stage(
-    init: Path | None, x: Tensor
-) -> tuple[Autoencoder, Callable[[Tensor], Tensor]]:
-    """The autoencoder to train, and a function that computes what its latents are to be.
+def first_stage(init: Path | None, x: Tensor) -> tuple[Autoencoder, PatchCode]:
+    """The autoencoder to train, and what its latents are to be.
 
     init: the folder of an earlier first stage, whose latents and layers are kept. x (N 3 S S):
     pictures to choose the other latents from. ValueError: that one is wider or narrower."""
@@ -182,7 +181,6 @@ def train_autoencoder(
     torch.manual_seed(seed)
     pictures, _, _ = composite(art, 256, SIZE, generator(seed, steps + 1))
     model, goal = first_stage(init, pictures)
-    deviation = goal(pictures).std((0, 2, 3))[:, None, None].to(pick_device())  # C 1 1
     code = PatchCode(pictures, TEXTURE_CHANNELS)
     goal.to(pick_device())
     code.to(pick_device())
@@ -196,7 +194,7 @@ def train_autoencoder(
     def loss_of(model: Autoencoder, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
         moments = model.quant_conv(model.encoder(x)).float()
         mean, log_variance = moments.chunk(2, dim=1)  # each B C h w
-        distance = ((mean - z) / deviation).square().mean()
+        distance = goal.distance(mean, z)
         z = mean + (log_variance / 2).exp() * noise
         y = model.decoder(model.post_quant_conv(z.detach())).float()
         return distance + reconstruction_loss(x, y, features, code)
